@@ -1,0 +1,29 @@
+"""Distributed resilience backed by shared Redis state: limits that a whole fleet of processes keeps together."""
+
+from shared_resilience.decision import Decision
+from shared_resilience.errors import (
+    RateLimitExceeded,
+    ResilienceError,
+    StoreConfigurationError,
+    StoreUnavailableError,
+)
+from shared_resilience.events import Event
+from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
+from shared_resilience.service import AsyncResilienceService, ResilienceService
+from shared_resilience.token_bucket import TokenBucket
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncRateLimiter",
+    "AsyncResilienceService",
+    "Decision",
+    "Event",
+    "RateLimitExceeded",
+    "RateLimiter",
+    "ResilienceError",
+    "ResilienceService",
+    "StoreConfigurationError",
+    "StoreUnavailableError",
+    "TokenBucket",
+]

@@ -1,0 +1,74 @@
+"""Backends run commands: on Redis, on this process alone, or on Redis as long as it answers.
+
+What talks to a backend is written once, as `async def`. asyncio awaits it; a synchronous caller steps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar
+
+from shared_resilience.commands import Command
+from shared_resilience.heartbeat import Resource
+
+R = TypeVar("R")
+OnOutage = Literal["local", "allow", "deny", "raise"]
+ON_OUTAGE: tuple[OnOutage, ...] = ("local", "allow", "deny", "raise")
+
+
+class Backend(Protocol):
+    """Where commands run."""
+
+    async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
+        """Runs `command` for `resource`; `on_outage` says what to do when Redis cannot decide."""
+
+    async def forget_prefix(self, prefix: str) -> None:
+        """Drops every key that starts with `prefix`, which holds the hash tag of one resource; for operators."""
+
+    async def refresh(self) -> None:
+        """Reports what was counted and brings the fleet's view up to date, unless Redis is away."""
+
+    async def check(self) -> None:
+        """Asks Redis now. Raises `StoreUnavailableError` or `StoreConfigurationError`."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits, without polling."""
+
+    def monotonic(self) -> float:
+        """Seconds on this process's own clock, for deadlines."""
+
+
+class Backends:
+    """The two backends of a service, over one process state; each is made when it is first asked for."""
+
+    def __init__(self, blocking: Callable[[], Backend], suspending: Callable[[], Backend]) -> None:
+        self._make_blocking = blocking
+        self._make_suspending = suspending
+
+    @cached_property
+    def blocking(self) -> Backend:
+        """For synchronous callers. Raises `TypeError` where there is only an asyncio client."""
+        return self._make_blocking()
+
+    @cached_property
+    def suspending(self) -> Backend:
+        """For asyncio. Raises `TypeError` where there is only a synchronous client."""
+        return self._make_suspending()
+
+
+def step(core: Coroutine[Any, Any, R]) -> R:
+    """Runs `core` to its end in this thread, without an event loop.
+
+    A coroutine only needs an event loop to be resumed after it suspended. The synchronous backends never suspend: they
+    block. So the first `send` runs the whole of `core`, and the StopIteration that ends it carries the result. A core
+    that does suspend has been given an asyncio backend by mistake, and fails loudly. User code never runs in here: a
+    StopIteration of its own would come out as RuntimeError (PEP 479).
+    """
+    try:
+        core.send(None)
+    except StopIteration as end:
+        result: R = end.value
+        return result
+    core.close()
+    raise RuntimeError("a synchronous call was given a backend that suspends")

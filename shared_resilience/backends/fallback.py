@@ -1,0 +1,178 @@
+"""A backend around two backends: Redis as long as it answers, else this process alone by the same rules."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+from shared_resilience.backends import OnOutage, step
+from shared_resilience.backends.faults import Fault, StoreError
+from shared_resilience.backends.process import Process
+from shared_resilience.backends.redis import RedisStore
+from shared_resilience.commands import Command
+from shared_resilience.errors import StoreUnavailableError
+from shared_resilience.heartbeat import Resource
+
+R = TypeVar("R")
+logger = logging.getLogger("shared_resilience")
+HARMLESS = (Fault.SATURATED, Fault.REJECTED)
+"""Faults of one command, which say nothing about the next."""
+
+
+class FallbackBackend:
+    """Runs commands on Redis and carries the heartbeat there; decides locally, at once, while Redis is away.
+
+    A local decision takes this process's share: the command's smaller self for one of n workers, where n is the
+    number of live workers that the last heartbeat saw at the resource, else `expected_workers`, else 1.
+    """
+
+    def __init__(self, process: Process, store: RedisStore, expected_workers: int | None = None) -> None:
+        self._process = process
+        self._store = store
+        self._expected_workers = expected_workers
+        self._warned = False
+
+    async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
+        process = self._process
+        now = resource.last_used = self.monotonic()
+        if not process.guard.usable:
+            self._launch_prober()
+            return self._decide_alone(command, resource, on_outage, None)
+        try:
+            if process.heartbeat.due(now):
+                await self._beat_on_the_way()
+            reply = await self._store.execute(command)
+        except StoreError as error:
+            self._note(error, resource)
+            return self._decide_alone(command, resource, on_outage, error)
+        process.guard.answered()
+        return command.operation.decode(reply, "redis")
+
+    async def refresh(self) -> None:
+        if self._process.guard.usable:
+            try:
+                await self._beat(force=True)
+            except StoreError as error:
+                logger.warning("the heartbeat failed: %s", error)
+
+    async def check(self) -> None:
+        try:
+            await self._beat(force=True)
+        except StoreError as error:
+            raise error.public() from error
+        self._process.guard.recovered()
+
+    async def _beat(self, force: bool) -> None:
+        """Sends the heartbeat, if it is due or asked for. Raises `StoreError`."""
+        beat = self._process.heartbeat.begin(self.monotonic(), force)
+        if beat is None:
+            return
+        try:
+            replies = await self._store.execute_all(beat.commands)
+        except BaseException as error:
+            beat.lost(isinstance(error, StoreError) and error.fault.ran_not)
+            raise
+        beat.arrived(replies)
+        self._process.guard.answered()
+
+    async def forget_prefix(self, prefix: str) -> None:
+        self._process.local.forget_prefix(prefix)
+        try:
+            await self._store.forget_prefix(prefix)
+        except StoreError as error:
+            raise error.public() from error
+
+    async def sleep(self, seconds: float) -> None:
+        self._process.clock.sleep(seconds)
+
+    def monotonic(self) -> float:
+        return self._process.clock.monotonic()
+
+    async def _beat_on_the_way(self) -> None:
+        try:
+            await self._beat(force=False)
+        except StoreError as error:
+            if error.fault not in HARMLESS:
+                raise
+            logger.warning("the heartbeat failed: %s", error)
+
+    def _note(self, error: StoreError, resource: Resource) -> None:
+        """Draws the consequences of a failed command. Raises only what no waiting can heal."""
+        guard = self._process.guard
+        if error.fault is Fault.CONFIGURATION and not guard.proven:
+            raise error.public() from error
+        if error.fault is Fault.REJECTED:
+            logger.warning("Redis rejected a command for %r: %s", resource.name, error)
+            self._process.events.emit("store.rejected", resource.name, error=str(error))
+        if error.fault not in HARMLESS:
+            guard.lost(error)
+            self._launch_prober()
+
+    def _decide_alone(
+        self, command: Command[R], resource: Resource, on_outage: OnOutage, cause: StoreError | None
+    ) -> R:
+        if on_outage == "raise":
+            if cause is not None:
+                raise cause.public() from cause
+            raise StoreUnavailableError("Redis is away and will be asked again by a probe; on_outage is 'raise'")
+        if on_outage == "local":
+            reply = self._process.local.execute(command.share(self._workers(resource)))
+        else:
+            reply = command.operation.allowed if on_outage == "allow" else command.operation.denied
+        return command.operation.decode(reply, "local")
+
+    def _workers(self, resource: Resource) -> int:
+        workers = resource.workers or self._expected_workers
+        if workers is None and not self._warned:
+            self._warned = True
+            logger.warning(
+                "Redis has never said how many workers there are: this one decides by the whole of each limit. "
+                "Pass expected_workers= to divide from the start"
+            )
+        return workers or 1
+
+    def _launch_prober(self) -> None:
+        self._process.guard.launch(self._start_prober)
+
+    def _start_prober(self, pause: float) -> Callable[[], bool]:
+        weak = weakref.ref(self)
+        sleep = self._process.clock.sleep
+
+        def probe() -> None:
+            sleep(pause)
+            if backend := weak():
+                step(backend._probe())
+
+        thread = threading.Thread(target=probe, name="shared_resilience-probe", daemon=True)
+        thread.start()
+        return thread.is_alive
+
+    async def _probe(self) -> None:
+        """Asks Redis once, by a heartbeat; the next caller launches the next probe if that fails."""
+        try:
+            await self._beat(force=True)
+        except StoreError as error:
+            if error.fault not in HARMLESS:
+                self._process.guard.lost(error)
+                return
+        self._process.guard.recovered()
+
+
+class AsyncFallbackBackend(FallbackBackend):
+    """The same for asyncio: waiting and probing are tasks."""
+
+    async def sleep(self, seconds: float) -> None:
+        await self._process.clock.async_sleep(seconds)
+
+    def _start_prober(self, pause: float) -> Callable[[], bool]:
+        async def probe() -> None:
+            await self.sleep(pause)
+            await self._probe()
+
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(probe(), name="shared_resilience-probe")
+        return lambda: not task.done() and loop.is_running()

@@ -1,0 +1,44 @@
+"""The local backend: this process alone, by the twins of the scripts."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from shared_resilience.backends import OnOutage
+from shared_resilience.backends.process import Process
+from shared_resilience.commands import Command
+from shared_resilience.heartbeat import Resource
+
+R = TypeVar("R")
+
+
+class LocalBackend:
+    """Runs commands in this process, for a service without Redis and as a test double."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
+        return command.operation.decode(self._process.local.execute(command), "local")
+
+    async def forget_prefix(self, prefix: str) -> None:
+        self._process.local.forget_prefix(prefix)
+
+    async def refresh(self) -> None:
+        """There is no fleet."""
+
+    async def check(self) -> None:
+        """There is nothing that could be away."""
+
+    async def sleep(self, seconds: float) -> None:
+        self._process.clock.sleep(seconds)
+
+    def monotonic(self) -> float:
+        return self._process.clock.monotonic()
+
+
+class AsyncLocalBackend(LocalBackend):
+    """The same for asyncio: only waiting differs."""
+
+    async def sleep(self, seconds: float) -> None:
+        await self._process.clock.async_sleep(seconds)

@@ -1,0 +1,57 @@
+"""States in this process, changed by the twins of the scripts: what decides when Redis does not."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TypeVar
+
+from shared_resilience.backends.clock import Clock
+from shared_resilience.commands import Command, Reply, State
+
+R = TypeVar("R")
+MOST_KEYS = 100_000
+
+
+class LocalStore:
+    """The states of one process: at most `most_keys`, the least recently used out first."""
+
+    def __init__(self, clock: Clock, most_keys: int = MOST_KEYS) -> None:
+        self._clock = clock
+        self._most_keys = most_keys
+        self._states: OrderedDict[str, tuple[State, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def execute(self, command: Command[R]) -> Reply:
+        """Runs the twin of `command` as one atomic step and returns the script's reply."""
+        with self._lock:
+            now = int(self._clock.monotonic() * 1e6)
+            states = tuple(self._live(key, now) for key in command.keys)
+            step = command.operation.twin(states, now, *command.args)
+            for key, before, after, ttl in zip(command.keys, states, step.states, step.ttls, strict=True):
+                if after is None:
+                    self._states.pop(key, None)
+                elif ttl is not None or after is not before:
+                    self._write(key, after, ttl, now)
+            return step.reply
+
+    def forget_prefix(self, prefix: str) -> None:
+        """Drops every key that starts with `prefix`."""
+        with self._lock:
+            for key in [key for key in self._states if key.startswith(prefix)]:
+                del self._states[key]
+
+    def _live(self, key: str, now: int) -> State:
+        state, expires = self._states.get(key, (None, now))
+        return state if expires > now else None
+
+    def _write(self, key: str, state: State, ttl_ms: int | None, now: int) -> None:
+        expires = self._states[key][1] if ttl_ms is None else now + ttl_ms * 1000
+        self._states[key] = (state, expires)
+        self._states.move_to_end(key)
+        oldest = next(iter(self._states))
+        if len(self._states) > self._most_keys or self._states[oldest][1] <= now:
+            del self._states[oldest]

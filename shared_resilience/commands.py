@@ -1,0 +1,72 @@
+"""An operation is data: what Redis runs as a script, and this process runs as its twin.
+
+An `Operation` is what all its commands have in common; a `Command` adds the keys and the arguments of one call. A
+backend runs commands: Redis runs the script, the local backend runs the twin, and both give the same reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from shared_resilience import scripts
+
+R = TypeVar("R")
+State = object | None
+Argument = int | str
+Arguments = tuple[Argument, ...]
+Reply = Sequence[int | str | bytes]
+Source = Literal["redis", "local"]
+
+
+class Step(NamedTuple):
+    """What a twin answers: the states after the step, their times to live in ms, and the reply of the script.
+
+    States and times are aligned with the command's keys. A state of None is an absent key; a time of None keeps the
+    one that the key has.
+    """
+
+    states: Sequence[State]
+    ttls: Sequence[int | None]
+    reply: Reply
+
+
+Twin = Callable[..., Step]
+
+
+def _the_whole(n: int, *args: Argument) -> Arguments:
+    return args
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[R]):
+    """One kind of command.
+
+    `twin(states, now_us, *args)` is the script as a pure function. `decode(reply, source)` makes a reply what callers
+    see. `share(n, *args)` gives the arguments for one of `n` equal parts of the fleet. `allowed` and `denied` are the
+    replies for when Redis is away and the user chose not to decide locally.
+    """
+
+    script: str
+    twin: Twin
+    decode: Callable[[Reply, Source], R]
+    share: Callable[..., Arguments] = _the_whole
+    allowed: Reply = ()
+    denied: Reply = ()
+    loaded: scripts.Script = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loaded", scripts.load(self.script))
+
+
+class Command(NamedTuple, Generic[R]):
+    """An operation on some keys with some arguments. The backend appends the argument `now_us`."""
+
+    operation: Operation[R]
+    keys: tuple[str, ...]
+    args: Arguments
+
+    def share(self, n: int) -> Command[R]:
+        """This command for one of `n` workers that each decide alone."""
+        return self if n == 1 else self._replace(args=self.operation.share(n, *self.args))

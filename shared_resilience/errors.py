@@ -1,0 +1,50 @@
+"""The errors of the library.
+
+ResilienceError
+├── RateLimitExceeded           a limit has no room; `.retry_after` says when it has
+├── StoreUnavailableError       Redis could not decide, and `on_outage="raise"` was asked for
+└── StoreConfigurationError     Redis answers, but not to this configuration: password, permissions, cluster mode
+
+A value outside its definition is a plain `ValueError` or `TypeError`, raised before anything is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared_resilience.decision import Decision
+
+
+class ResilienceError(Exception):
+    """Whatever this library raises on purpose, apart from `ValueError` and `TypeError` for wrong arguments."""
+
+
+class RateLimitExceeded(ResilienceError):
+    """A rate limit refused a call.
+
+    `name` is the resource, `key` the limit's key, `decision` the whole refusal, `retry_after` the seconds until the
+    call would pass (`inf`: never).
+    """
+
+    def __init__(self, name: str, key: str, decision: Decision) -> None:
+        self.name = name
+        self.key = key
+        self.decision = decision
+        self.retry_after = decision.retry_after
+        for_key = f" for key {key[:64]!r}" if key else ""
+        super().__init__(
+            f"rate limit {name!r} ({decision.limited_by}) exceeded{for_key}: "
+            f"retry after {decision.retry_after:.3f} s (limit {decision.limit}, decided by {decision.source})"
+        )
+
+    def __reduce__(self) -> tuple[type[RateLimitExceeded], tuple[str, str, Decision]]:
+        return type(self), (self.name, self.key, self.decision)
+
+
+class StoreUnavailableError(ResilienceError):
+    """Redis could not be asked, or did not answer in time. What it holds is as before, or a little older."""
+
+
+class StoreConfigurationError(ResilienceError):
+    """Redis refuses this client: wrong password, missing permission, wrong cluster mode. Waiting does not help."""

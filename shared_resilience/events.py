@@ -1,0 +1,50 @@
+"""What the library tells its listeners.
+
+| event | when | details |
+|---|---|---|
+| `limit.refused` | a rate limiter refused a call | key, decision |
+| `store.lost` | Redis cannot decide any more; this process decides alone | fault, error |
+| `store.recovered` | Redis decides again | seconds_away |
+| `store.rejected` | Redis answered a command with an error of its own, such as WRONGTYPE; decided locally | error |
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+logger = logging.getLogger("shared_resilience")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: its `name`, the `resource` it happened to ("" for the store), and `details`."""
+
+    name: str
+    resource: str
+    details: Mapping[str, object]
+
+
+Listener = Callable[[Event], object]
+
+
+class Events:
+    """Hands events to listeners, in the thread or task in which they happen. A listener's error is logged, no more."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Listener, ...] = ()
+
+    def add(self, listeners: Iterable[Listener]) -> None:
+        self._listeners += tuple(listeners)
+
+    def emit(self, name: str, resource: str = "", **details: object) -> None:
+        if not self._listeners:
+            return
+        event = Event(name, resource, MappingProxyType(details))
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("listener %r failed on %s", listener, name)

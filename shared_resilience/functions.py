@@ -1,0 +1,46 @@
+"""What decorators need to know about the functions they get, and how `AsyncX` keeps the documentation of `X`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def is_coroutine_function(function: Callable[..., object]) -> bool:
+    """Whether calls of `function` must be awaited: an `async def`, a partial of one, an object with such a `__call__`.
+
+    Raises `TypeError` for what a decorator could not protect: generator functions, whose body runs long after the
+    call, and classes.
+    """
+    if isinstance(function, type) or not callable(function):
+        raise TypeError(f"{function!r} is not a function; decorate its methods, or functions that use it")
+    plain: Any = function
+    while isinstance(plain, partial):
+        plain = plain.func
+    if not inspect.isroutine(plain):
+        plain = type(plain).__call__
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise TypeError(
+            f"{function!r} is a generator function: its body would run unprotected after the call; "
+            "call try_acquire() or acquire() inside it instead"
+        )
+    return inspect.iscoroutinefunction(plain)
+
+
+def mirrors(original: type) -> Callable[[type[T]], type[T]]:
+    """A class decorator for the asyncio twin of `original`: each method has the documentation of its namesake."""
+
+    def copy_documentation(twin: type[T]) -> type[T]:
+        twin.__doc__ = f"`{original.__name__}` for asyncio.\n\n{inspect.cleandoc(original.__doc__ or '')}"
+        for name, attribute in vars(twin).items():
+            namesake = vars(original).get(name)
+            if namesake is not None and namesake.__doc__ and not name.startswith("__"):
+                documented = attribute.__func__ if isinstance(attribute, classmethod) else attribute
+                documented.__doc__ = namesake.__doc__
+        return twin
+
+    return copy_documentation

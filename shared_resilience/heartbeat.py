@@ -1,0 +1,180 @@
+"""Once a second and process: who is alive, which resources are in use with which numbers, and what was counted.
+
+The heartbeat has no thread of its own. It rides, as one pipeline, on the first command that finds it due; the other
+callers of the process go on meanwhile. It brings back the number of live workers of each resource, which is what a
+process divides limits by when Redis is away.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
+from shared_resilience.keys import ResourceKeys
+
+INTERVAL = 1.0
+FLEET_BEATS_PER_SECOND = 1000
+LIVE_FOR_INTERVALS, LIVE_AT_LEAST = 5, 5.0
+USED_WITHIN = 60.0
+DAY_MS = 86_400_000
+
+
+class Resource:
+    """A resource as this process uses it: its keys, what was counted, the numbers in force, the fleet's view."""
+
+    def __init__(self, prefix: str, name: str) -> None:
+        self.name = name
+        self.keys = ResourceKeys(prefix, name)
+        self.numbers: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """As in a process that has never used it."""
+        self._lock = threading.Lock()
+        self._pending: Counter[str] = Counter()
+        self._used = False
+        self.counted: Counter[str] = Counter()
+        self.workers: int | None = None
+        self.fleet: dict[str, int] = {}
+        self.last_used = float("-inf")
+
+    def count(self, field: str) -> None:
+        """One more of `field`, here and, with the next heartbeat, in the fleet's counters."""
+        with self._lock:
+            self.counted[field] += 1
+            self._pending[field] += 1
+
+    def take_pending(self) -> Counter[str]:
+        with self._lock:
+            pending, self._pending = self._pending, Counter()
+            return pending
+
+    def put_back(self, pending: Counter[str]) -> None:
+        with self._lock:
+            self._pending += pending
+
+
+class Heartbeat:
+    """When the next heartbeat is due, what it sends, and what it brought back."""
+
+    def __init__(self, prefix: str, worker_id: str) -> None:
+        self._fleet_key = f"{prefix}:fleet"
+        self._resources_key = f"{prefix}:resources"
+        self._resources: dict[str, Resource] = {}
+        self._prefix = prefix
+        self.restart(worker_id)
+
+    def restart(self, worker_id: str) -> None:
+        """As in a fresh process."""
+        self.worker_id = worker_id
+        self.fleet_size: int | None = None
+        self._lock = threading.Lock()
+        self._next = float("-inf")
+        for resource in self._resources.values():
+            resource.restart()
+
+    def resource(self, name: str) -> Resource:
+        """The resource `name`, from now on part of every heartbeat while it is in use."""
+        with self._lock:
+            return self._resources.setdefault(name, Resource(self._prefix, name))
+
+    def resources(self) -> list[Resource]:
+        with self._lock:
+            return list(self._resources.values())
+
+    def due(self, now: float) -> bool:
+        return now >= self._next
+
+    def begin(self, now: float, force: bool = False) -> Beat | None:
+        """The beat that is due, for one caller; None for all others until the next one is due."""
+        with self._lock:
+            if now < self._next and not force:
+                return None
+            interval = max(INTERVAL, (self.fleet_size or 1) / FLEET_BEATS_PER_SECOND)
+            self._next = now + interval
+            horizon_us = int(max(LIVE_AT_LEAST, LIVE_FOR_INTERVALS * interval) * 1e6)
+            used = [r for r in self._resources.values() if now - r.last_used <= USED_WITHIN]
+        return Beat(self, used, horizon_us, self._fleet_key, self._resources_key)
+
+
+class Beat:
+    """One heartbeat on its way: the commands, and what to do with their replies or their loss."""
+
+    def __init__(
+        self, heartbeat: Heartbeat, resources: list[Resource], horizon_us: int, fleet_key: str, resources_key: str
+    ) -> None:
+        self._heartbeat = heartbeat
+        self._resources = resources
+        self._pending = [resource.take_pending() for resource in resources]
+        worker = heartbeat.worker_id
+        self.commands: list[Command[Any]] = [Command(ENROL, (fleet_key,), (horizon_us, worker))]
+        if resources:
+            names = tuple(resource.keys.name for resource in resources)
+            self.commands.append(Command(ENROL, (resources_key,), (DAY_MS * 1000, *names)))
+        for resource, pending in zip(resources, self._pending, strict=True):
+            keys = resource.keys
+            numbers = [text for field, number in resource.numbers.items() for text in (field, f"{number:.15g}")]
+            counts = [item for pair in pending.items() for item in pair]
+            args = (worker, horizon_us, len(resource.numbers), *numbers, *counts)
+            self.commands.append(Command(BEAT, (keys.workers, keys.config, keys.stats), args))
+
+    def arrived(self, replies: Sequence[Reply]) -> None:
+        """Takes in the fleet's view."""
+        self._heartbeat.fleet_size = int(replies[0][0])
+        for resource, reply in zip(self._resources, replies[2:], strict=True):
+            resource.workers = int(reply[0])
+            resource.fleet = {_text(field): int(value) for field, value in zip(reply[1::2], reply[2::2], strict=True)}
+
+    def lost(self, ran_not: bool) -> None:
+        """Keeps the counts for the next beat if they certainly did not arrive; counting twice would be worse."""
+        if ran_not:
+            for resource, pending in zip(self._resources, self._pending, strict=True):
+                resource.put_back(pending)
+
+
+def _text(value: int | str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _as_sent(reply: Reply, source: Source) -> Reply:
+    return reply
+
+
+def beat(states: tuple[State, ...], now: int, worker: str, horizon: int, fields: int, *rest: int | str) -> Step:
+    """Twin of `heartbeat.lua`."""
+    workers, config, stats = states
+    last_field = 2 * fields
+    workers = _sight(workers, now, horizon, (worker,))
+    config = {**_hash(config), **dict(zip(rest[:last_field:2], rest[1:last_field:2], strict=True))}
+    stats = dict(_hash(stats))
+    for field, increment in zip(rest[last_field::2], rest[last_field + 1 :: 2], strict=True):
+        stats[field] = int(stats.get(field, 0)) + int(increment)
+    reply = [len(workers), *(item for pair in stats.items() for item in pair)]
+    return Step((workers, config or None, stats or None), (_ttl(horizon), DAY_MS, DAY_MS), reply)
+
+
+def enrol(states: tuple[State, ...], now: int, horizon: int, *members: str) -> Step:
+    """Twin of `heartbeat_roster.lua`."""
+    roster = _sight(states[0], now, horizon, members)
+    return Step((roster,), (_ttl(horizon),), (len(roster),))
+
+
+def _sight(roster: State, now: int, horizon: int, members: Sequence[str]) -> dict[str, int]:
+    known = cast("Mapping[str, int]", roster or {})
+    seen = {**known, **dict.fromkeys(members, now)}
+    return {member: time for member, time in seen.items() if now - horizon <= time <= now}
+
+
+def _hash(state: State) -> Mapping[int | str, int | str]:
+    return cast("Mapping[int | str, int | str]", state or {})
+
+
+def _ttl(horizon: int) -> int:
+    return max(1000, -(-horizon // 1000))
+
+
+BEAT: Operation[Reply] = Operation("heartbeat", beat, _as_sent)
+ENROL: Operation[Reply] = Operation("heartbeat_roster", enrol, _as_sent)

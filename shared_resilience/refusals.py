@@ -1,0 +1,56 @@
+"""The memory of refusals: who has just been refused need not ask Redis again to be refused again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from shared_resilience.decision import Decision
+
+LONGEST = 1.0
+MOST_KEYS = 10_000
+
+
+class _Refusal(NamedTuple):
+    decision: Decision
+    cost: int
+    at: float
+    until: float
+
+
+class Refusals:
+    """The last refusal per key, for min(retry_after, 1 s): what others give back acts within a second.
+
+    It answers for the refused cost and for larger ones. At most `MOST_KEYS` keys, the oldest out first. Every step is
+    a single operation on the dict, so that threads need no lock.
+    """
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[str, _Refusal] = OrderedDict()
+
+    def find(self, key: str, cost: int, now: float) -> Decision | None:
+        """The refusal that still stands for `cost` at `now`, with the time that is left of it."""
+        refusal = self._by_key.get(key)
+        if refusal is None:
+            return None
+        if now >= refusal.until:
+            self._by_key.pop(key, None)
+            return None
+        if cost < refusal.cost:
+            return None
+        passed = now - refusal.at
+        decision = refusal.decision
+        return decision._replace(
+            retry_after=decision.retry_after - passed, reset_after=max(0.0, decision.reset_after - passed)
+        )
+
+    def add(self, key: str, cost: int, decision: Decision, now: float) -> None:
+        self._by_key[key] = _Refusal(decision, cost, now, now + min(decision.retry_after, LONGEST))
+        if len(self._by_key) > MOST_KEYS:
+            self._by_key.popitem(last=False)
+
+    def forget(self, key: str) -> None:
+        self._by_key.pop(key, None)
+
+    def clear(self) -> None:
+        self._by_key.clear()

@@ -1,0 +1,169 @@
+"""What a service and its asyncio twin are made of: one process state, and a backend for each of the two."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Any, NoReturn, TypedDict, cast
+
+import redis
+from redis import asyncio as async_redis
+
+from shared_resilience import validation
+from shared_resilience.backends import ON_OUTAGE, Backend, Backends, OnOutage
+from shared_resilience.backends.clients import OwnClients, client_identity
+from shared_resilience.backends.clock import Clock
+from shared_resilience.backends.fallback import AsyncFallbackBackend, FallbackBackend
+from shared_resilience.backends.local import AsyncLocalBackend, LocalBackend
+from shared_resilience.backends.process import Process, shared_process
+from shared_resilience.backends.redis import RedisStore, Wire
+from shared_resilience.backends.wires import ClusterWire, PoolWire
+from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWire, OwnPools, UsersPool
+from shared_resilience.events import Listener
+from shared_resilience.rate_limiter import Limiter, LimiterConfig
+from shared_resilience.token_bucket import TokenBucket
+
+
+class Options(TypedDict, total=False):
+    """The options of a service; `ResilienceService` says what they mean."""
+
+    prefix: str
+    on_outage: OnOutage | None
+    expected_workers: int | None
+    command_timeout: float
+    connect_timeout: float
+    worker_id: str | None
+    listeners: Iterable[Listener]
+
+
+class CheckedOptions:
+    """Options, complete. Raises `ValueError` for a wrong one and `TypeError` for one that does not exist."""
+
+    def __init__(
+        self,
+        prefix: str = "sr",
+        on_outage: OnOutage | None = None,
+        expected_workers: int | None = None,
+        command_timeout: float = 0.1,
+        connect_timeout: float = 2.0,
+        worker_id: str | None = None,
+        listeners: Iterable[Listener] = (),
+    ) -> None:
+        self.prefix = validation.prefix("prefix", prefix)
+        self.on_outage = on_outage and cast("OnOutage", validation.choice("on_outage", on_outage, ON_OUTAGE))
+        self.expected_workers = expected_workers and validation.count("expected_workers", expected_workers)
+        self.command_timeout = validation.number("command_timeout", command_timeout, 0.001, 3600)
+        self.connect_timeout = validation.number("connect_timeout", connect_timeout, 0.001, 3600)
+        self.worker_id = worker_id and str(worker_id)
+        self.listeners = tuple(listeners)
+
+
+async def _nothing_to_close() -> None:
+    pass
+
+
+class Runtime:
+    """One process state, its backends, and how to close what they hold."""
+
+    def __init__(self, process: Process, backends: Backends, options: CheckedOptions) -> None:
+        self.process = process
+        self.backends = backends
+        self.on_outage = options.on_outage
+        self.close_blocking: Callable[[], object] = lambda: None
+        self.close_suspending: Callable[[], Awaitable[None]] = _nothing_to_close
+        process.events.add(options.listeners)
+
+    def limiter(
+        self, name: str, limit: TokenBucket | None, on_outage: OnOutage | None, remember_refusals: bool | None
+    ) -> Limiter:
+        """The limiter `name` of this process; None stands for what an existing one has, else for the default."""
+        given = {"limit": limit, "on_outage": on_outage, "remember_refusals": remember_refusals}
+        chosen: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+        components = self.process.components
+        with self.process.lock:
+            core = cast("Limiter | None", components.get(("rate_limiter", name)))
+            if core is None:
+                config = LimiterConfig(**{"on_outage": self.on_outage or "local", **chosen})
+                core = components["rate_limiter", name] = Limiter(name, config, self.process)
+        if (wanted := replace(core.config, **chosen)) != core.config:
+            raise ValueError(f"rate limiter {name!r} exists with another configuration: {core.config}, not {wanted}")
+        return core
+
+    def stats(self) -> dict[str, Any]:
+        """What `get_comprehensive_stats` returns."""
+        process = self.process
+        limiters = [core for core in list(process.components.values()) if isinstance(core, Limiter)]
+        return {
+            "timestamp": time.time(),
+            "store": {"usable": process.guard.usable, "answered": process.guard.proven},
+            "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
+            "rate_limiters": {core.name: core.stats() for core in limiters},
+        }
+
+
+def local_runtime(clock: Clock | None, options: CheckedOptions) -> Runtime:
+    """Without Redis: decisions of this process alone."""
+    process = Process(options.prefix, options.worker_id, clock)
+    backends = Backends(lambda: LocalBackend(process), lambda: AsyncLocalBackend(process))
+    return Runtime(process, backends, options)
+
+
+def own_runtime(url: str, options: CheckedOptions) -> Runtime:
+    """With clients of our own; connections are made when they are first needed."""
+    clients = OwnClients(url, options.command_timeout, options.connect_timeout)
+    process = shared_process(clients.identity, options.prefix, options.worker_id)
+    pool, async_pools = clients.pool(), OwnPools(clients.async_pool)
+    backends = Backends(
+        lambda: _blocking(process, PoolWire(pool, options.command_timeout, theirs=False), options),
+        lambda: _suspending(process, AsyncPoolWire(async_pools, options.command_timeout), options),
+    )
+    runtime = Runtime(process, backends, options)
+    runtime.close_blocking, runtime.close_suspending = pool.disconnect, async_pools.close
+    return runtime
+
+
+def users_runtime(client: Any, async_client: Any, options: CheckedOptions) -> Runtime:
+    """With the user's clients, which stay theirs to close."""
+    _expect(client, "client", redis.Redis, redis.RedisCluster)
+    _expect(async_client, "async_client", async_redis.Redis, async_redis.RedisCluster)
+    if client is None and async_client is None:
+        raise TypeError("pass a client of redis-py, or use from_url() or local()")
+    given = client if client is not None else async_client
+    process = shared_process(client_identity(given), options.prefix, options.worker_id)
+    patience = options.command_timeout
+
+    def blocking() -> Backend:
+        if client is None:
+            _missing("client=", "a redis.Redis or redis.RedisCluster", "synchronous calls")
+        cluster = isinstance(client, redis.RedisCluster)
+        return _blocking(
+            process, ClusterWire(client) if cluster else PoolWire(client.connection_pool, patience, True), options
+        )
+
+    def suspending() -> Backend:
+        if async_client is None:
+            _missing("async_client=", "a redis.asyncio.Redis or RedisCluster", "asyncio")
+        if isinstance(async_client, async_redis.RedisCluster):
+            return _suspending(process, AsyncClusterWire(async_client, patience), options)
+        return _suspending(process, AsyncPoolWire(UsersPool(async_client.connection_pool), patience), options)
+
+    return Runtime(process, Backends(blocking, suspending), options)
+
+
+def _blocking(process: Process, wire: Wire, options: CheckedOptions) -> Backend:
+    return FallbackBackend(process, RedisStore(wire), options.expected_workers)
+
+
+def _suspending(process: Process, wire: Wire, options: CheckedOptions) -> Backend:
+    return AsyncFallbackBackend(process, RedisStore(wire), options.expected_workers)
+
+
+def _expect(client: object, field: str, *kinds: type) -> None:
+    if client is not None and not isinstance(client, kinds):
+        names = " or ".join(f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}" for kind in kinds)
+        raise TypeError(f"{field} is a {type(client).__module__}.{type(client).__name__}, but must be a {names}")
+
+
+def _missing(argument: str, kind: str, purpose: str) -> NoReturn:
+    raise TypeError(f"{purpose} needs {argument} ({kind}); from_url() makes both clients")

@@ -1,0 +1,141 @@
+"""The service: where components are made, and what they share."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import redis
+from redis import asyncio as async_redis
+
+from shared_resilience.backends import OnOutage, step
+from shared_resilience.backends.clock import Clock
+from shared_resilience.functions import mirrors
+from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
+from shared_resilience.runtime import CheckedOptions, Options, Runtime, local_runtime, own_runtime, users_runtime
+from shared_resilience.token_bucket import TokenBucket
+
+
+class _Service:
+    """How a service is made, in either form."""
+
+    def __init__(
+        self,
+        client: redis.Redis | redis.RedisCluster | None = None,
+        *,
+        async_client: async_redis.Redis | async_redis.RedisCluster | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self._runtime = users_runtime(client, async_client, CheckedOptions(**options))
+
+    @classmethod
+    def from_url(cls, url: str, **options: Unpack[Options]) -> Self:
+        """A service with clients of its own for `redis://`, `rediss://` or `unix://`."""
+        return cls._of(own_runtime(url, CheckedOptions(**options)))
+
+    @classmethod
+    def local(cls, clock: Clock | None = None, **options: Unpack[Options]) -> Self:
+        """A service without Redis: this process alone, by the same rules. For tests, with a clock of their own."""
+        return cls._of(local_runtime(clock, CheckedOptions(**options)))
+
+    @classmethod
+    def _of(cls, runtime: Runtime) -> Self:
+        service = cls.__new__(cls)
+        service._runtime = runtime
+        return service
+
+
+class ResilienceService(_Service):
+    """Components that a fleet of processes shares through one Redis.
+
+    `client` and `async_client` are clients of redis-py, for one server or a cluster; their pools are used, never their
+    retries. `from_url` makes both. All services of a process that name the same server and prefix share their state.
+    Nothing connects before the first call.
+
+    Options, all by keyword:
+
+    - `prefix` ("sr"): what all keys in Redis start with.
+    - `on_outage` (None: each component's default): how to decide while Redis is away. `"local"`: each process by its
+      share of the limit; `"allow"`; `"deny"`; `"raise"`: `StoreUnavailableError`.
+    - `expected_workers` (None): by how many processes to divide limits as long as Redis has never told.
+    - `command_timeout` (0.1), `connect_timeout` (2.0): seconds that a command or a connection may take.
+    - `worker_id` (None: host, process id and a random part): this process in the lists of live workers.
+    - `listeners` (): functions that are called with each `Event`.
+
+    Raises `ValueError` for a wrong option or URL, `TypeError` for a client of another kind.
+    """
+
+    @property
+    def aio(self) -> AsyncResilienceService:
+        """The same service for asyncio: same keys, same state of this process."""
+        return AsyncResilienceService._of(self._runtime)
+
+    def get_or_create_rate_limiter(
+        self,
+        name: str,
+        limit: TokenBucket | None = None,
+        *,
+        on_outage: OnOutage | None = None,
+        remember_refusals: bool | None = None,
+    ) -> RateLimiter:
+        """The rate limiter of the resource `name`; made by the first call, with the defaults of what is not given.
+
+        `on_outage` is as for the service. `remember_refusals` (True) lets a process answer itself for up to a second
+        after a refusal. Raises `ValueError` for a configuration other than that of the limiter that exists.
+        """
+        return RateLimiter(self._runtime.limiter(name, limit, on_outage, remember_refusals), self._runtime.backends)
+
+    def get_comprehensive_stats(self) -> dict[str, Any]:
+        """What this process and, as of now, the fleet have counted; plain data, fit for JSON."""
+        step(self._runtime.backends.blocking.refresh())
+        return self._runtime.stats()
+
+    def check(self) -> None:
+        """Asks Redis now. Raises `StoreUnavailableError` or `StoreConfigurationError` if it cannot decide."""
+        step(self._runtime.backends.blocking.check())
+
+    def close(self) -> None:
+        """Reports what has been counted and closes the connections that this service made."""
+        step(self._runtime.backends.blocking.refresh())
+        self._runtime.close_blocking()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@mirrors(ResilienceService)
+class AsyncResilienceService(_Service):
+    def get_or_create_rate_limiter(
+        self,
+        name: str,
+        limit: TokenBucket | None = None,
+        *,
+        on_outage: OnOutage | None = None,
+        remember_refusals: bool | None = None,
+    ) -> AsyncRateLimiter:
+        core = self._runtime.limiter(name, limit, on_outage, remember_refusals)
+        return AsyncRateLimiter(core, self._runtime.backends)
+
+    async def get_comprehensive_stats(self) -> dict[str, Any]:
+        await self._runtime.backends.suspending.refresh()
+        return self._runtime.stats()
+
+    async def check(self) -> None:
+        await self._runtime.backends.suspending.check()
+
+    async def close(self) -> None:
+        await self._runtime.backends.suspending.refresh()
+        await self._runtime.close_suspending()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
