@@ -75,7 +75,7 @@ class Limiter(Component):
     async def acquire(self, backend: Backend, key: Key, cost: int, timeout: float | None) -> Decision:
         key = self._key(key)
         end = backend.monotonic() + validation.timeout("timeout", timeout)
-        while not (decision := await self._decide(backend, key, cost)).allowed:
+        while not (decision := await self._decide(backend, key, cost, exact=True)).allowed:
             if decision.retry_after == math.inf or decision.retry_after > end - backend.monotonic():
                 self._note(decision, key)
                 raise RateLimitExceeded(self.name, key, decision)
@@ -83,11 +83,11 @@ class Limiter(Component):
         self._note(decision, key)
         return decision
 
-    async def _decide(self, backend: Backend, key: str, cost: int) -> Decision:
+    async def _decide(self, backend: Backend, key: str, cost: int, exact: bool = False) -> Decision:
         self._check("cost", cost)
         if not self.config.remember_refusals:
             return await self._run(backend, self._commands.take(self._keys(key), cost))
-        refusal = self._refusals.find(key, cost, backend.monotonic())
+        refusal = self._refusals.find(key, cost, backend.monotonic(), exact)
         if refusal is not None:
             return refusal
         decision = await self._run(backend, self._commands.take(self._keys(key), cost))

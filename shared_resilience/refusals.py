@@ -28,15 +28,18 @@ class Refusals:
     def __init__(self) -> None:
         self._by_key: OrderedDict[str, _Refusal] = OrderedDict()
 
-    def find(self, key: str, cost: int, now: float) -> Decision | None:
-        """The refusal that still stands for `cost` at `now`, with the time that is left of it."""
+    def find(self, key: str, cost: int, now: float, exact: bool = False) -> Decision | None:
+        """The refusal that still stands for `cost` at `now`, with the time that is left of it.
+
+        The time of a smaller cost is when to ask again, not when the larger one passes; `exact` does without it.
+        """
         refusal = self._by_key.get(key)
         if refusal is None:
             return None
         if now >= refusal.until:
             self._by_key.pop(key, None)
             return None
-        if cost < refusal.cost:
+        if cost < refusal.cost or (exact and cost > refusal.cost):
             return None
         passed = now - refusal.at
         decision = refusal.decision

@@ -51,11 +51,17 @@ class CheckedOptions:
         listeners: Iterable[Listener] = (),
     ) -> None:
         self.prefix = validation.prefix("prefix", prefix)
-        self.on_outage = on_outage and cast("OnOutage", validation.choice("on_outage", on_outage, ON_OUTAGE))
-        self.expected_workers = expected_workers and validation.count("expected_workers", expected_workers)
+        if on_outage is not None:
+            validation.choice("on_outage", on_outage, ON_OUTAGE)
+        if expected_workers is not None:
+            validation.count("expected_workers", expected_workers)
+        if worker_id is not None:
+            validation.text("worker_id", worker_id)
+        self.on_outage = on_outage
+        self.expected_workers = expected_workers
+        self.worker_id = worker_id
         self.command_timeout = validation.number("command_timeout", command_timeout, 0.001, 3600)
         self.connect_timeout = validation.number("connect_timeout", connect_timeout, 0.001, 3600)
-        self.worker_id = worker_id and str(worker_id)
         self.listeners = tuple(listeners)
 
 

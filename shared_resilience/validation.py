@@ -53,6 +53,13 @@ def choice(field: str, value: object, allowed: tuple[str, ...]) -> str:
     raise _wrong(field, value, "one of " + ", ".join(map(repr, allowed)))
 
 
+def text(field: str, value: object) -> str:
+    """A text of at least one character."""
+    if isinstance(value, str) and value:
+        return value
+    raise _wrong(field, value, "a text of at least one character")
+
+
 def label(field: str, value: object) -> str:
     """The label of a limit: letters, digits, `_ . -`, 1 to 64 of them."""
     if isinstance(value, str) and _LABEL.fullmatch(value):

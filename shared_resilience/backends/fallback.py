@@ -42,12 +42,13 @@ class FallbackBackend:
         if not process.guard.usable:
             self._launch_prober()
             return self._decide_alone(command, resource, on_outage, None)
+        era = process.guard.era
         try:
             if process.heartbeat.due(now):
                 await self._beat_on_the_way()
             reply = await self._store.execute(command)
         except StoreError as error:
-            self._note(error, resource)
+            self._note(error, resource, era)
             return self._decide_alone(command, resource, on_outage, error)
         process.guard.answered()
         return command.operation.decode(reply, "redis")
@@ -100,7 +101,7 @@ class FallbackBackend:
                 raise
             logger.warning("the heartbeat failed: %s", error)
 
-    def _note(self, error: StoreError, resource: Resource) -> None:
+    def _note(self, error: StoreError, resource: Resource, era: int) -> None:
         """Draws the consequences of a failed command. Raises only what no waiting can heal."""
         guard = self._process.guard
         if error.fault is Fault.CONFIGURATION and not guard.proven:
@@ -109,7 +110,7 @@ class FallbackBackend:
             logger.warning("Redis rejected a command for %r: %s", resource.name, error)
             self._process.events.emit("store.rejected", resource.name, error=str(error))
         if error.fault not in HARMLESS:
-            guard.lost(error)
+            guard.lost(error, era)
             self._launch_prober()
 
     def _decide_alone(
@@ -153,13 +154,15 @@ class FallbackBackend:
 
     async def _probe(self) -> None:
         """Asks Redis once, by a heartbeat; the next caller launches the next probe if that fails."""
+        guard = self._process.guard
         try:
+            await self._store.reconnect()
             await self._beat(force=True)
         except StoreError as error:
             if error.fault not in HARMLESS:
-                self._process.guard.lost(error)
+                guard.lost(error, guard.era)
                 return
-        self._process.guard.recovered()
+        guard.recovered()
 
 
 class AsyncFallbackBackend(FallbackBackend):

@@ -39,7 +39,7 @@ class Fault(Enum):
     UNKNOWN = "sent, but no reply: it may have run"
     SATURATED = "all connections of this process are in use; nothing was sent"
     NOT_NOW = "refused without running: loading, busy, out of memory, cluster down, too few replicas"
-    READ_ONLY = "refused without running by a replica: reconnect to find the primary"
+    READ_ONLY = "refused without running by a replica that is no longer the primary"
     CONFIGURATION = "refused for what this client is or may do"
     REJECTED = "the script failed on these keys or arguments"
 

@@ -19,12 +19,14 @@ ERROR_LOG_INTERVAL = 60.0
 class StoreGuard:
     """Closed to callers from the first loss of Redis until a probe has succeeded.
 
-    `usable` is read by every call, without a lock; `proven` says whether Redis has ever answered this process.
+    `usable` is read by every call, without a lock; `proven` says whether Redis has ever answered this process. `era`
+    grows with every recovery: a failure of a call from an earlier era says nothing about the present one.
     """
 
     def __init__(self, events: Events, clock: Clock) -> None:
         self.usable = True
         self.proven = False
+        self.era = 0
         self._events = events
         self._clock = clock
         self._lock = threading.Lock()
@@ -37,9 +39,11 @@ class StoreGuard:
         """Redis has decided."""
         self.proven = True
 
-    def lost(self, error: StoreError) -> None:
-        """Redis cannot decide: from now on nobody asks it but the probe."""
+    def lost(self, error: StoreError, era: int) -> None:
+        """Redis could not decide a call that began in `era`: from now on nobody asks it but the probe."""
         with self._lock:
+            if era != self.era:
+                return
             was_usable, self.usable = self.usable, False
             if was_usable:
                 self._lost_at, self._pause = self._clock.monotonic(), SHORTEST_PAUSE
@@ -51,6 +55,7 @@ class StoreGuard:
         """The probe has been answered."""
         with self._lock:
             was_usable, self.usable = self.usable, True
+            self.era += 1
             seconds_away = self._clock.monotonic() - self._lost_at
         if not was_usable:
             logger.warning("Redis is back after %.1f s: limits are shared again", seconds_away)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from itertools import islice
 from typing import TypeVar
 
 from shared_resilience.backends.clock import Clock
@@ -29,6 +30,7 @@ class LocalStore:
         """Runs the twin of `command` as one atomic step and returns the script's reply."""
         with self._lock:
             now = int(self._clock.monotonic() * 1e6)
+            self._forget_idle(now)
             states = tuple(self._live(key, now) for key in command.keys)
             step = command.operation.twin(states, now, *command.args)
             for key, before, after, ttl in zip(command.keys, states, step.states, step.ttls, strict=True):
@@ -44,6 +46,12 @@ class LocalStore:
             for key in [key for key in self._states if key.startswith(prefix)]:
                 del self._states[key]
 
+    def _forget_idle(self, now: int) -> None:
+        """Drops the two keys that were written longest ago if their time is over: more than one step can add."""
+        for key in list(islice(self._states, 2)):
+            if self._states[key][1] <= now:
+                del self._states[key]
+
     def _live(self, key: str, now: int) -> State:
         state, expires = self._states.get(key, (None, now))
         return state if expires > now else None
@@ -52,6 +60,5 @@ class LocalStore:
         expires = self._states[key][1] if ttl_ms is None else now + ttl_ms * 1000
         self._states[key] = (state, expires)
         self._states.move_to_end(key)
-        oldest = next(iter(self._states))
-        if len(self._states) > self._most_keys or self._states[oldest][1] <= now:
-            del self._states[oldest]
+        if len(self._states) > self._most_keys:
+            self._states.popitem(last=False)

@@ -28,7 +28,10 @@ class Wire(Protocol):
         """
 
     async def reconnect(self) -> None:
-        """Drops all connections, so that the next request looks for the server anew."""
+        """Drops idle connections, so that the next request looks for the server anew.
+
+        They may be dead without showing it, or lead to a server that is no longer the primary. Raises `StoreError`.
+        """
 
 
 class RedisStore:
@@ -53,14 +56,20 @@ class RedisStore:
             if isinstance(reply, NoScriptError):
                 reply = replies[index] = await self._introduce(commands[index])
             if isinstance(reply, Exception):
-                await self._fail(reply)
+                raise StoreError(reply, sent=True) from reply
         return replies
+
+    async def reconnect(self) -> None:
+        """As `Wire.reconnect`."""
+        await self._wire.reconnect()
 
     async def forget_prefix(self, prefix: str) -> None:
         """Deletes every key that starts with `prefix`, with SCAN and UNLINK. Raises `StoreError`."""
         cursor, pattern = "0", _GLOB.sub(r"\\\1", prefix) + "*"
         while True:
             cursor, found = await self._ask(prefix, "SCAN", cursor, "MATCH", pattern, "COUNT", _KEYS_PER_SCAN)
+            if isinstance(cursor, dict):  # RedisCluster answers with a cursor for each node, of which there is one
+                (cursor,) = cursor.values()
             cursor = str(int(cursor))
             if found:
                 await self._ask(prefix, "UNLINK", *found)
@@ -80,14 +89,8 @@ class RedisStore:
     async def _ask(self, key: str, *request: Argument) -> Any:
         (reply,) = await self._wire.exchange([(key, request)])
         if isinstance(reply, Exception):
-            await self._fail(reply)
+            raise StoreError(reply, sent=True) from reply
         return reply
-
-    async def _fail(self, error: Exception) -> None:
-        failure = StoreError(error, sent=True)
-        if failure.fault is Fault.READ_ONLY:
-            await self._wire.reconnect()
-        raise failure from error
 
     def _request(self, verb: str, script: str, command: Command[Any]) -> Request:
         now = "" if self._now_us is None else self._now_us()

@@ -7,7 +7,7 @@ was lost, and the user's client may be set up to do so ten times. Connecting, AU
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -99,7 +99,8 @@ class PoolWire:
             return refusal
 
     async def reconnect(self) -> None:
-        self._pool.disconnect()
+        with suppress(TypeError):  # a BlockingConnectionPool before redis-py 6 cannot spare connections in use
+            self._pool.disconnect(inuse_connections=False)
 
 
 class ClusterWire:
@@ -121,4 +122,7 @@ class ClusterWire:
             raise StoreError(error, sent=True) from error
 
     async def reconnect(self) -> None:
-        self._client.nodes_manager.initialize()
+        try:
+            self._client.nodes_manager.initialize()
+        except FOREIGN as error:
+            raise StoreError(error, sent=False) from error

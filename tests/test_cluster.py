@@ -1,0 +1,89 @@
+"""A Redis Cluster: all of a resource in one slot, redirections followed, nothing retried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import redis
+from redis import asyncio as async_redis
+from servers import Server, binary_of, free_port, poll
+
+from shared_resilience import AsyncResilienceService, ResilienceService, StoreConfigurationError, TokenBucket
+
+BUCKET = TokenBucket(10, 0.001)
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[list[Server]]:
+    """Two primaries that own half of the slots each."""
+    if request.config.getoption("--lanes") == "fakeredis":
+        pytest.skip("needs a real server, and this is the quick lane")
+    options = [("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(2)]
+    with Server(str(binary_of("valkey")), *options[0]) as one, Server(str(binary_of("valkey")), *options[1]) as two:
+        with one.client() as first, two.client() as second:
+            first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+            second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+            first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, options[1][3])
+            for client in (first, second):
+                poll(lambda c=client: c.cluster("INFO")["cluster_state"] == "ok", "the cluster to form")
+                poll(lambda c=client: len(c.cluster("NODES")) == 2, "the nodes to know each other")
+        yield [one, two]
+
+
+NAMES = [f"resource-{number}" for number in range(8)]  # spread over both primaries
+
+
+def test_decisions_heartbeats_and_resets_work_in_a_cluster(cluster: list[Server], prefix: str) -> None:
+    with redis.RedisCluster(host="127.0.0.1", port=cluster[0].port) as client:
+        service = ResilienceService(client, prefix=prefix)
+        for name in NAMES:
+            limiter = service.get_or_create_rate_limiter(name, BUCKET)
+            assert [(d.remaining, d.source) for d in (limiter.try_acquire("a"), limiter.try_acquire("a"))] == [
+                (9, "redis"),
+                (8, "redis"),
+            ]
+            limiter.reset_all()
+            assert limiter.peek("a").remaining == 10
+        stats = service.get_comprehensive_stats()["rate_limiters"]
+        assert {name: stats[name]["fleet"] for name in NAMES} == {name: {"limit.allowed": 2} for name in NAMES}
+
+
+def test_asyncio_decisions_work_in_a_cluster(cluster: list[Server], prefix: str) -> None:
+    async def main() -> list[tuple[int, str]]:
+        client = async_redis.RedisCluster(host="127.0.0.1", port=cluster[0].port)
+        service = AsyncResilienceService(async_client=client, prefix=prefix)
+        decisions = [await service.get_or_create_rate_limiter(name, BUCKET).try_acquire() for name in NAMES]
+        await service.close()
+        await client.aclose()
+        return [(decision.remaining, decision.source) for decision in decisions]
+
+    assert asyncio.run(main()) == [(9, "redis")] * len(NAMES)
+
+
+def test_a_slot_that_has_moved_is_found_again_by_the_same_call(cluster: list[Server], prefix: str) -> None:
+    with redis.RedisCluster(host="127.0.0.1", port=cluster[0].port) as client:
+        service = ResilienceService(client, prefix=prefix)
+        service.get_or_create_rate_limiter("other", BUCKET).try_acquire()
+        slot = client.keyslot("{moving}")
+        with cluster[0].client() as one, cluster[1].client() as two:
+            owner, other = (one, two) if slot < 8192 else (two, one)
+            new_home = other.execute_command("CLUSTER", "MYID")
+            other.execute_command("CLUSTER", "SETSLOT", slot, "NODE", new_home)
+            owner.execute_command("CLUSTER", "SETSLOT", slot, "NODE", new_home)
+
+        assert service.get_or_create_rate_limiter("moving", BUCKET).try_acquire().source == "redis"
+
+
+def test_a_client_for_one_server_is_told_that_this_is_a_cluster(cluster: list[Server], prefix: str) -> None:
+    errors = []
+    for server in cluster:
+        service = ResilienceService.from_url(server.url, prefix=prefix)
+        try:
+            service.get_or_create_rate_limiter("search", BUCKET).try_acquire()
+        except StoreConfigurationError as error:
+            errors.append(str(error))
+
+    assert errors
+    assert all("RedisCluster client" in error for error in errors)
