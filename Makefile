@@ -33,7 +33,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest
 
 test-quick: .venv/.installed
-	$(BIN)/python -m pytest --lanes=fakeredis
+	$(BIN)/python -m pytest --lanes=fakeredis --ignore=tests/test_packaging.py --ignore=tests/test_demo.py
 
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python -m pytest

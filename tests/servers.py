@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 
 def _in_package(package: str, pattern: str) -> str | None:
@@ -82,11 +84,12 @@ class Server:
 
     def client(self, **options: Any) -> redis.Redis:
         """A client for the tests' own questions."""
-        return redis.Redis(port=self.port, protocol=2, socket_timeout=5, decode_responses=True, **options)
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.port, protocol=2, socket_timeout=5, decode_responses=True, retry=once, **options)
 
     def _answers(self) -> bool:
         try:
-            with redis.Redis(port=self.port, protocol=2, socket_timeout=1) as client:
+            with self.client() as client:
                 return bool(client.ping())
         except redis.AuthenticationError:
             return True

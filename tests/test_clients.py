@@ -43,7 +43,7 @@ def test_own_clients_wait_briefly_and_never_retry(server: Server, prefix: str) -
     wire: Any = service._runtime.backends.blocking._store._wire  # type: ignore[attr-defined]
     connection = wire._pool.get_connection()
     assert (connection.socket_timeout, connection.socket_connect_timeout) == (0.25, 1.5)
-    assert connection.retry.get_retries() == 0
+    assert connection.retry._retries == 0
     wire._pool.release(connection)
     service.close()
 

@@ -35,7 +35,7 @@ def by_twin() -> Run:
 
 
 @pytest.mark.parametrize("polls_per_second", [1 / 0.19, 30])
-@pytest.mark.parametrize("rate", [10, 100 / 60, 1 / 3, 333.3333])
+@pytest.mark.parametrize("rate", [10, 100 / 60, 1 / 3, 33.3333])
 def test_an_hour_of_greedy_draining_yields_the_capacity_and_every_refilled_token(
     rate: float, polls_per_second: float
 ) -> None:
