@@ -100,6 +100,10 @@ class Both:
         self.family = FAMILIES[family]
         self.stem = f"twin:{{{next(_batches)}}}"
         self.now = 1_763_880_000_000_000
+        self.history: list[Move] = []
+        self.commands: list[Command[Any]] = []
+        self.expected: list[tuple[Any, ...]] = []
+        self.asked: list[int] = []
         self.times: list[int] = []
         self.redis = RedisStore(PoolWire(lane.pool, 5, theirs=False), lambda: self.times.pop(0))
         self.states: dict[str, State] = {}
@@ -142,20 +146,29 @@ class Both:
         self.ttls.update((key, ttl) for key, ttl in zip(command.keys, outcome.ttls, strict=True) if ttl is not None)
         return tuple(outcome.reply)
 
-    def replay(self, history: list[Move]) -> None:
-        commands, expected = [], []
+    def foresee(self, history: list[Move]) -> None:
+        """Has the twins take every step."""
+        self.history = history
         for move in history:
             self.now = max(1, self.now + move.elapsed_us)
-            self.times.append(self.now)
-            commands.append(self.command(move))
-            expected.append(self.twin(commands[-1]))
-        replies = [tuple(map(self._text, reply)) for reply in step(self.redis.execute_all(commands))]
+            self.asked.append(self.now)
+            self.commands.append(self.command(move))
+            self.expected.append(self.twin(self.commands[-1]))
 
-        for number, (reply, twin) in enumerate(zip(replies, expected, strict=True)):
-            assert reply == twin, f"step {number}: {history[number]} {commands[number]}"
+    def compare(self) -> None:
+        """Has Redis take the steps that the twins took."""
+        self.times[:] = self.asked
+        replies = [tuple(map(self._text, reply)) for reply in step(self.redis.execute_all(self.commands))]
+
+        for number, (reply, twin) in enumerate(zip(replies, self.expected, strict=True)):
+            assert reply == twin, f"step {number}: {self.history[number]} {self.commands[number]}"
         for key in self.states:
             self._compare_state(key)
         self.client.delete(*self.states, f"{self.stem}:overrides")
+
+    def replay(self, history: list[Move]) -> None:
+        self.foresee(history)
+        self.compare()
 
     @staticmethod
     def _text(value: Any) -> Any:
