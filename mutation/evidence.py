@@ -107,7 +107,7 @@ def _histories(lane: Lane) -> Iterator[tuple[str, Callable[[], object]]]:
     """The random histories of the twins' test, with the twins' part done once for all mutants."""
     for seed in range(BATCHES):
         for family in FAMILIES:
-            both = Both(lane, family)
+            both = Both(lane, FAMILIES[family])
             both.foresee(list(moves(seed, BATCH, len(FAMILIES[family]))))
             yield f"history {family} {seed}", both.compare
 
