@@ -69,7 +69,8 @@ def _changed_tokens(text: str) -> Iterator[tuple[int, int, str]]:
         if token.lastgroup == "comment":
             continue
         word = token[0]
-        unary = word == "-" and (before in _WORDS or (before != "" and before in "=(,{[<>+*/" or before[-1:] == "="))
+        opens = before[-1:] in ("=", "(", ",", "{", "[", "<", ">", "+", "*", "/")
+        unary = word == "-" and (opens or before in _WORDS)
         if unary:
             yield token.start(), token.end(), ""
         elif word in _SWAPS and token.lastgroup != "string":

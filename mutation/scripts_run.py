@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -13,6 +14,7 @@ import redis
 from mutation import lua
 from mutation.evidence import Check, Place, checks
 from mutation.lua import Mutant
+from mutation.table import Result, Survivor
 from shared_resilience import scripts
 from shared_resilience.scripts import Script
 
@@ -73,34 +75,32 @@ class Trial:
         return None
 
 
-def survivors(limit: int | None, only: str) -> dict[str, tuple[int, list[Mutant]]]:
+def results(limit: int | None, only: str) -> list[Result]:
     """For each file the number of mutants and those that no evidence finds."""
+    logging.disable()  # mutants fail in the middle of everything
     workshop = Workshop()
     place = Place()
     place.take_over()
     started = time.monotonic()
-    print("lua: collecting the evidence", flush=True)
-    trial = Trial(place, checks(place))
-    print(f"lua: ready after {time.monotonic() - started:.0f} s", flush=True)
+    print("scripts: trying the evidence on the scripts as they are", flush=True)
     try:
-        return {
-            path.name: _of_file(path, workshop, trial, limit) for path in lua.files(workshop.real) if only in path.name
-        }
+        trial = Trial(place, checks(place))
+        print(f"scripts: ready after {time.monotonic() - started:.0f} s", flush=True)
+        return [_of_file(path, workshop, trial, limit) for path in lua.files(workshop.real) if only in path.name]
     finally:
         place.close()
         workshop.close()
 
 
-def _of_file(path: Path, workshop: Workshop, trial: Trial, limit: int | None) -> tuple[int, list[Mutant]]:
+def _of_file(path: Path, workshop: Workshop, trial: Trial, limit: int | None) -> Result:
     started = time.monotonic()
-    all_mutants = lua.mutants(path)[:limit]
+    mutants = lua.mutants(path)[:limit]
     left = []
-    for mutant in all_mutants:
+    for mutant in mutants:
         composed = workshop.composed_with(path, mutant)
         changed = {name for name, script in composed.items() if script.sha != workshop.composed[name].sha}
         if trial.killer(composed, changed) is None:
-            left.append(mutant)
-            print(f"  {mutant.file}:{mutant.line} survives: {mutant.change}    in: {mutant.source}", flush=True)
+            left.append(Survivor(mutant.file, mutant.line, mutant.change, mutant.source))
     took = time.monotonic() - started
-    print(f"{path.name}: {len(all_mutants)} mutants, {len(left)} survive, {took:.0f} s", flush=True)
-    return len(all_mutants), left
+    print(f"{path.name}: {len(mutants)} mutants, {len(left)} survive, {took:.0f} s", flush=True)
+    return Result(path.name, len(mutants), left)

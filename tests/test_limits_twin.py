@@ -75,9 +75,17 @@ def elapsed(source: random.Random) -> int:
     return int(10 ** source.uniform(7, 12))
 
 
-OPERATIONS = {"take": 66, "take soon": 8, "take at once": 4, "peek": 6, "give": 8, "charge": 3, "reset": 1}
+OPERATIONS: dict[str, float] = {
+    "take": 66,
+    "take soon": 8,
+    "take at once": 4,
+    "peek": 6,
+    "give": 8,
+    "charge": 3,
+    "reset": 1,
+}
 OPERATIONS |= {"give late": 2, "give ancient": 0.5}
-STEERING = {"pause": 0.5, "unpause": 1, "override": 2}
+STEERING: dict[str, float] = {"pause": 0.5, "unpause": 1, "override": 2}
 
 
 def moves(seed: int, number: int, configurations: int) -> Iterator[Move]:
@@ -228,6 +236,17 @@ TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {
         [Move(0, "take", 0, 2), Move(-1_000_001, "take", 0, 1)],
     ),
     "the clock is back one more": (SlidingWindow(2, 1), [Move(0, "take", 0, 2), Move(-1_000_002, "take", 0, 1)]),
+    "a call is as old as the window": (
+        SlidingWindow(2, 1),
+        [Move(0, "take", 0, 1), Move(1_000_000, "give late", 0, 10)],
+    ),
+    "a cost exceeds an override": (
+        TokenBucket(5, 1),
+        [
+            Move(0, "override", 0, 1, 1, FIELDS.index("capacity"), VALUES.index("1")),
+            Move(1, "take", 0, 5),
+        ],
+    ),
     "a share is less than a millionth": (
         LeakyBucket(1, 10),
         [Move(0, "take", 0, 1, 3_000_000), Move(1, "take", 0, 1, 3_000_000)],
@@ -238,8 +257,7 @@ TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {
         [
             Move(0, "override", 0, 1, 1, FIELDS.index("refill_rate"), VALUES.index("9000")),
             Move(1, "charge", 0, 30),
-            Move(107, "peek", 0, 1),
-            Move(1, "take", 0, 1),
+            Move(1_500, "take", 0, 1),
         ],
     ),
     "a rate is the first of the next period": (
@@ -271,9 +289,9 @@ def test_a_key_lives_exactly_as_long_as_its_twin_says(store: Lane, lane: str, fa
         command = both.command(move)
         both.twin(command)
         told = {key: ttl for key, ttl in both.ttls.items() if ttl and both.states[key] is not None}
-        run = (command.keys[0], ("EVALSHA", command.operation.loaded.sha, len(command.keys), *command.keys))
-        ask: list[Request] = [(key, ("PTTL", key)) for key in told]
-        _, *left = step(wire.exchange([(run[0], (*run[1], *command.args, both.now)), *ask]))
+        sha, keys = command.operation.loaded.sha, command.keys
+        run: Request = (keys[0], ("EVALSHA", sha, len(keys), *keys, *command.args, both.now))
+        _, *left = step(wire.exchange([run, *((key, ("PTTL", key)) for key in told)]))
         late += [ttl - alive for ttl, alive in zip(told.values(), left, strict=True)]
 
     at_once = 0 if lane != "fakeredis" else 1  # which rounds down

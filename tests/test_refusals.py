@@ -97,7 +97,7 @@ class Bell:
     def __init__(self, woken: list[Bell]) -> None:
         self._woken = woken
 
-    async def wait(self, seconds: float) -> None:
+    async def wait(self, seconds: float) -> bool:
         raise NotImplementedError
 
     def wake(self) -> None:

@@ -139,9 +139,7 @@ def test_a_damaged_bucket_is_an_unused_one_and_is_mended_by_the_next_call(
 
 
 @pytest.mark.parametrize("field", ["microlevel", "time_us"])
-def test_a_damaged_queue_is_an_unused_one_and_is_mended_by_the_next_call(
-    store: Lane, prefix: str, field: str
-) -> None:
+def test_a_damaged_queue_is_an_unused_one_and_is_mended_by_the_next_call(store: Lane, prefix: str, field: str) -> None:
     take = LimitCommands([LeakyBucket(10, 1)]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:q"), 1)
     store.client.hset(take.keys[1], field, "5")
 

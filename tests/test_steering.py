@@ -102,7 +102,7 @@ def test_an_override_is_in_force_until_it_is_cleared(
         ("capacity", 1, "field is 'capacity'"),
         ("limit.a.capacity", 0, "limit.a.capacity is 0, but must be an integer from 1"),
         ("limit.a.capacity", 1.5, "limit.a.capacity is 1.5"),
-        ("limit.a.limit", 10**9 + 1, "limit.a.limit is 1000000001"),
+        ("limit.a.limit", 10**9 + 1, "limit.a.limit is 1000000001, but must be an integer"),
         ("limit.a.window", 0.0009, "limit.a.window is 0.0009, but must be a number from 0.001 to 3.16224e"),
         ("limit.a.window", 31622401, "limit.a.window is 31622401"),
         ("limit.a.refill_rate", 0, "limit.a.refill_rate is 0, but must be a number from 1e-06"),

@@ -55,14 +55,14 @@ def test_no_timeout_is_for_ever() -> None:
 )
 def test_what_is_not_is_named_with_the_field_and_what_is_allowed(check: Any, values: list[Any], allowed: str) -> None:
     for value in values:
-        with pytest.raises(ValueError, match="^f is ") as caught:
+        with pytest.raises(ValueError, match=r"^f is ") as caught:
             check(value)
         assert str(caught.value) == f"f is {value!r}, but must be {allowed}"
 
 
 @pytest.mark.parametrize(("length", "shown"), [(78, repr("x" * 78)), (79, repr("x" * 79)[:77] + "...")])
 def test_a_long_value_is_shown_shortened(length: int, shown: str) -> None:
-    with pytest.raises(ValueError, match="^f is ") as caught:
+    with pytest.raises(ValueError, match=r"^f is ") as caught:
         validation.flag("f", "x" * length)
 
     assert str(caught.value) == f"f is {shown}, but must be True or False"
