@@ -5,14 +5,17 @@
 -- KEYS[1]  sorted set of the resource's workers by last sight, in microseconds
 -- KEYS[2]  hash of the numbers in force
 -- KEYS[3]  hash of the fleet's counters
+-- KEYS[4]  hash of the resource's overrides
 -- ARGV[1]  worker id
 -- ARGV[2]  horizon in microseconds after which a silent worker no longer counts, >= 1
 -- ARGV[3]  number of configuration fields
 -- ARGV     then field, value for each of them; then field, increment for each counter
 -- ARGV[#]  now_us, "" for the server's clock
 --
--- Reply: { live workers, field, value, field, value, ... } with all counters of the fleet
+-- Reply: { live workers, microseconds for which the resource is paused, number of counters of the fleet,
+--          then field, value for each counter; then field, value for each override }
 --- @include "clock"
+--- @include "overrides"
 --- @include "roster"
 
 local DAY_MS = "86400000"
@@ -33,8 +36,11 @@ end
 redis.call("PEXPIRE", KEYS[2], DAY_MS)
 redis.call("PEXPIRE", KEYS[3], DAY_MS)
 
-local reply = { alive }
-for _, item in ipairs(redis.call("HGETALL", KEYS[3])) do
-  reply[#reply + 1] = item
+overrides.read(KEYS[4])
+local counters = redis.call("HGETALL", KEYS[3])
+local reply = { alive, overrides.paused(KEYS[4], now, false), #counters / 2, unpack(counters) }
+for field, value in pairs(overrides.fields) do
+  reply[#reply + 1] = field
+  reply[#reply + 1] = value
 end
 return reply

@@ -8,8 +8,10 @@ from shared_resilience.errors import (
     StoreUnavailableError,
 )
 from shared_resilience.events import Event
+from shared_resilience.leaky_bucket import LeakyBucket
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.service import AsyncResilienceService, ResilienceService
+from shared_resilience.sliding_window import SlidingWindow
 from shared_resilience.token_bucket import TokenBucket
 
 __version__ = "0.1.0"
@@ -19,10 +21,12 @@ __all__ = [
     "AsyncResilienceService",
     "Decision",
     "Event",
+    "LeakyBucket",
     "RateLimitExceeded",
     "RateLimiter",
     "ResilienceError",
     "ResilienceService",
+    "SlidingWindow",
     "StoreConfigurationError",
     "StoreUnavailableError",
     "TokenBucket",

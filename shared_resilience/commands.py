@@ -24,7 +24,7 @@ class Step(NamedTuple):
     """What a twin answers: the states after the step, their times to live in ms, and the reply of the script.
 
     States and times are aligned with the command's keys. A state of None is an absent key; a time of None keeps the
-    one that the key has.
+    one that the key has, 0 is for ever.
     """
 
     states: Sequence[State]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-from shared_resilience.commands import Reply, Source
+from shared_resilience.commands import Source
 
 
 class Decision(NamedTuple):
@@ -30,23 +28,3 @@ class Decision(NamedTuple):
 
     def __bool__(self) -> bool:
         return self.allowed
-
-
-ALLOWED: Reply = (1, 0, 0, 0, 0)
-"""The reply of a limit script when Redis is away and calls are to pass unlimited."""
-
-DENIED: Reply = (0, 0, 0, 1_000_000, 0)
-"""The reply of a limit script when Redis is away and calls are to be refused: ask again in a second."""
-
-
-def decoder(label: str) -> Callable[[Reply, Source], Decision]:
-    """Makes replies of the scripts for the limit `label` into decisions."""
-
-    def decode(reply: Reply, source: Source) -> Decision:
-        allowed, limit, remaining, retry_after, reset_after = map(int, reply)
-        if allowed:
-            return Decision(True, limit, remaining, 0.0, reset_after / 1e6, 0.0, None, source)
-        wait = math.inf if retry_after < 0 else retry_after / 1e6
-        return Decision(False, limit, remaining, wait, reset_after / 1e6, 0.0, label, source)
-
-    return decode

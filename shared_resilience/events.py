@@ -3,6 +3,8 @@
 | event | when | details |
 |---|---|---|
 | `limit.refused` | a rate limiter refused a call | key, decision |
+| `limit.shadow_refused` | a rate limiter in shadow mode would have refused a call | key, decision |
+| `override.ignored` | an override is no number in its range; once per process and field | field |
 | `store.lost` | Redis cannot decide any more; this process decides alone | fault, error |
 | `store.recovered` | Redis decides again | seconds_away |
 | `store.rejected` | Redis answered a command with an error of its own, such as WRONGTYPE; decided locally | error |

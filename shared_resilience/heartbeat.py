@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
 from shared_resilience.keys import ResourceKeys
+from shared_resilience.overrides import Overrides
 
 INTERVAL = 1.0
 FLEET_BEATS_PER_SECOND = 1000
@@ -39,6 +40,9 @@ class Resource:
         self.counted: Counter[str] = Counter()
         self.workers: int | None = None
         self.fleet: dict[str, int] = {}
+        self.overrides: dict[str, str] = {}
+        self.paused_us = 0
+        self.paused_until = 0.0
         self.last_used = float("-inf")
 
     def count(self, field: str) -> None:
@@ -107,7 +111,7 @@ class Beat:
         self, heartbeat: Heartbeat, resources: list[Resource], horizon_us: int, fleet_key: str, resources_key: str
     ) -> None:
         self._heartbeat = heartbeat
-        self._resources = resources
+        self.resources = resources
         self._pending = [resource.take_pending() for resource in resources]
         worker = heartbeat.worker_id
         self.commands: list[Command[Any]] = [Command(ENROL, (fleet_key,), (horizon_us, worker))]
@@ -119,24 +123,32 @@ class Beat:
             numbers = [text for field, number in resource.numbers.items() for text in (field, f"{number:.15g}")]
             counts = [item for pair in pending.items() for item in pair]
             args = (worker, horizon_us, len(resource.numbers), *numbers, *counts)
-            self.commands.append(Command(BEAT, (keys.workers, keys.config, keys.stats), args))
+            self.commands.append(Command(BEAT, (keys.workers, keys.config, keys.stats, keys.overrides), args))
 
-    def arrived(self, replies: Sequence[Reply]) -> None:
-        """Takes in the fleet's view."""
+    def arrived(self, replies: Sequence[Reply], now: float) -> None:
+        """Takes in the fleet's view; `now` is this process's own time."""
         self._heartbeat.fleet_size = int(replies[0][0])
-        for resource, reply in zip(self._resources, replies[2:], strict=True):
-            resource.workers = int(reply[0])
-            resource.fleet = {_text(field): int(value) for field, value in zip(reply[1::2], reply[2::2], strict=True)}
+        for resource, reply in zip(self.resources, replies[2:], strict=True):
+            resource.workers, resource.paused_us = int(reply[0]), int(reply[1])
+            resource.paused_until = now + resource.paused_us / 1e6
+            split = 3 + 2 * int(reply[2])
+            counters, overrides = reply[3:split], reply[split:]
+            resource.fleet = {_text(field): int(value) for field, value in _pairs(counters)}
+            resource.overrides = {_text(field): _text(value) for field, value in _pairs(overrides)}
 
     def lost(self, ran_not: bool) -> None:
         """Keeps the counts for the next beat if they certainly did not arrive; counting twice would be worse."""
         if ran_not:
-            for resource, pending in zip(self._resources, self._pending, strict=True):
+            for resource, pending in zip(self.resources, self._pending, strict=True):
                 resource.put_back(pending)
 
 
 def _text(value: int | str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _pairs(flat: Reply) -> Iterable[tuple[int | str | bytes, int | str | bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _as_sent(reply: Reply, source: Source) -> Reply:
@@ -145,15 +157,18 @@ def _as_sent(reply: Reply, source: Source) -> Reply:
 
 def beat(states: tuple[State, ...], now: int, worker: str, horizon: int, fields: int, *rest: int | str) -> Step:
     """Twin of `heartbeat.lua`."""
-    workers, config, stats = states
+    workers, config, stats, stored = states
     last_field = 2 * fields
     workers = _sight(workers, now, horizon, (worker,))
     config = {**_hash(config), **dict(zip(rest[:last_field:2], rest[1:last_field:2], strict=True))}
     stats = dict(_hash(stats))
     for field, increment in zip(rest[last_field::2], rest[last_field + 1 :: 2], strict=True):
         stats[field] = int(stats.get(field, 0)) + int(increment)
-    reply = [len(workers), *(item for pair in stats.items() for item in pair)]
-    return Step((workers, config or None, stats or None), (_ttl(horizon), DAY_MS, DAY_MS), reply)
+    overrides = Overrides(stored)
+    counters = [item for pair in stats.items() for item in pair]
+    changes = [item for pair in overrides.fields.items() for item in pair]
+    reply = (len(workers), overrides.paused(now), len(stats), *counters, *changes)
+    return Step((workers, config or None, stats or None, stored), (_ttl(horizon), DAY_MS, DAY_MS, None), reply)
 
 
 def enrol(states: tuple[State, ...], now: int, horizon: int, *members: str) -> Step:

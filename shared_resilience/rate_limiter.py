@@ -1,194 +1,65 @@
-"""The rate limiter: one limit of a resource, shared by the fleet, for any number of keys."""
+"""The rate limiter: the limits of a resource, shared by the fleet, for any number of keys."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 from shared_resilience import validation
-from shared_resilience.backends import ON_OUTAGE, Backend, Backends, OnOutage, step
-from shared_resilience.backends.process import Component, Process
-from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
+from shared_resilience.backends import Backend, Backends, step
 from shared_resilience.decision import Decision
-from shared_resilience.errors import RateLimitExceeded
 from shared_resilience.functions import is_coroutine_function, mirrors
-from shared_resilience.refusals import Refusals
-from shared_resilience.token_bucket import BucketCommands, TokenBucket
+from shared_resilience.limiter import Key, Limiter
+from shared_resilience.reservation import AsyncReservation, Reservation
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Key = str | Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class LimiterConfig:
-    """What makes two rate limiters of one name the same."""
+def decorate(
+    core: Limiter,
+    backends: Backends,
+    function: Callable[P, T],
+    key: Key | Callable[..., Key],
+    cost: int | Callable[..., int],
+    timeout: float | None,
+) -> Callable[P, T]:
+    """`function`, with the limits of `core` before each call, in its own form."""
+    patience = 0.0 if timeout is None else validation.timeout("timeout", timeout)
+    if not callable(cost):
+        core.check_cost(cost)
 
-    limit: TokenBucket = TokenBucket()  # noqa: RUF009 - frozen
-    on_outage: OnOutage = "local"
-    remember_refusals: bool = True
+    def entry(backend: Backend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Decision]:
+        its_key = key(*args, **kwargs) if callable(key) else key
+        its_cost = cost(*args, **kwargs) if callable(cost) else cost
+        return core.acquire(backend, its_key, its_cost, patience)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.limit, TokenBucket):
-            raise ValueError(f"limit is {self.limit!r}, but must be a TokenBucket")
-        validation.choice("on_outage", self.on_outage, ON_OUTAGE)
-
-
-def reset(states: tuple[State, ...], now: int) -> Step:
-    """Twin of `rate_limiter_reset.lua`."""
-    held = sum(state is not None for state in states)
-    return Step((None,) * len(states), (None,) * len(states), (held,))
-
-
-def _held(reply: Reply, source: Source) -> int:
-    return int(reply[0])
-
-
-RESET: Operation[int] = Operation("rate_limiter_reset", reset, _held)
-
-
-class Limiter(Component):
-    """The core, one per process and name: decides what to send before, and what to remember after."""
-
-    def __init__(self, name: str, config: LimiterConfig, process: Process) -> None:
-        self.name = name
-        self.config = config
-        self.resource = process.heartbeat.resource(name)
-        self._events = process.events
-        self._commands = BucketCommands(config.limit)
-        self._refusals = Refusals()
-        numbers = config.limit.numbers().items()
-        self.resource.numbers.update({f"limit.{config.limit.label}.{field}": value for field, value in numbers})
-
-    def after_fork(self) -> None:
-        self._refusals = Refusals()
-
-    async def try_acquire(self, backend: Backend, key: Key, cost: int) -> Decision:
-        key = self._key(key)
-        decision = await self._decide(backend, key, cost)
-        self._note(decision, key)
-        return decision
-
-    async def acquire(self, backend: Backend, key: Key, cost: int, timeout: float | None) -> Decision:
-        key = self._key(key)
-        end = backend.monotonic() + validation.timeout("timeout", timeout)
-        while not (decision := await self._decide(backend, key, cost, exact=True)).allowed:
-            if decision.retry_after == math.inf or decision.retry_after > end - backend.monotonic():
-                self._note(decision, key)
-                raise RateLimitExceeded(self.name, key, decision)
-            await backend.sleep(decision.retry_after)
-        self._note(decision, key)
-        return decision
-
-    async def _decide(self, backend: Backend, key: str, cost: int, exact: bool = False) -> Decision:
-        self._check("cost", cost)
-        if not self.config.remember_refusals:
-            return await self._run(backend, self._commands.take(self._keys(key), cost))
-        refusal = self._refusals.find(key, cost, backend.monotonic(), exact)
-        if refusal is not None:
-            return refusal
-        decision = await self._run(backend, self._commands.take(self._keys(key), cost))
-        if not decision.allowed:
-            self._refusals.add(key, cost, decision, backend.monotonic())
-        return decision
-
-    async def peek(self, backend: Backend, key: Key, cost: int) -> Decision:
-        self._check("cost", cost)
-        return await self._run(backend, self._commands.peek(self._keys(self._key(key)), cost))
-
-    async def refund(self, backend: Backend, key: Key, cost: int) -> None:
-        key = self._key(key)
-        self._check("cost", cost)
-        await self._run(backend, self._commands.refund(self._keys(key), cost))
-        self._refusals.forget(key)
-
-    async def reset(self, backend: Backend, key: Key) -> None:
-        key = self._key(key)
-        await backend.run(Command(RESET, self._keys(key)[:1], ()), self.resource)
-        self._refusals.forget(key)
-
-    async def reset_all(self, backend: Backend) -> None:
-        await self.reset(backend, "")
-        await backend.forget_prefix(self.resource.keys.limit_prefix(self.config.limit.label))
-        self._refusals.clear()
-
-    def decorate(
-        self,
-        function: Callable[P, T],
-        backends: Backends,
-        key: Key | Callable[..., Key],
-        cost: int | Callable[..., int],
-        timeout: float | None,
-    ) -> Callable[P, T]:
-        patience = 0.0 if timeout is None else validation.timeout("timeout", timeout)
-        if not callable(cost):
-            self._check("cost", cost)
-
-        def entry(backend: Backend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Decision]:
-            its_key = key(*args, **kwargs) if callable(key) else key
-            its_cost = cost(*args, **kwargs) if callable(cost) else cost
-            return self.acquire(backend, its_key, its_cost, patience)
-
-        if is_coroutine_function(function):
-            suspending = backends.suspending
-
-            @wraps(function)
-            async def async_wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                await entry(suspending, args, kwargs)
-                return await cast("Awaitable[Any]", function(*args, **kwargs))
-
-            return cast("Callable[P, T]", async_wrapper)
-        blocking = backends.blocking
+    if is_coroutine_function(function):
+        suspending = backends.suspending
 
         @wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-            step(entry(blocking, args, kwargs))
-            return function(*args, **kwargs)
+        async def async_wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+            await entry(suspending, args, kwargs)
+            return await cast("Awaitable[Any]", function(*args, **kwargs))
 
-        return wrapper
+        return cast("Callable[P, T]", async_wrapper)
+    blocking = backends.blocking
 
-    def stats(self) -> dict[str, object]:
-        return {
-            "limits": {self.config.limit.label: self.config.limit.numbers()},
-            "local": dict(self.resource.counted),
-            "fleet": dict(self.resource.fleet),
-            "workers": self.resource.workers,
-        }
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        step(entry(blocking, args, kwargs))
+        return function(*args, **kwargs)
 
-    async def _run(self, backend: Backend, command: Command[Decision]) -> Decision:
-        return await backend.run(command, self.resource, self.config.on_outage)
-
-    def _key(self, key: Key) -> str:
-        if not isinstance(key, Mapping):
-            return str(key)
-        label = self.config.limit.label
-        if unknown := sorted(set(key) - {label}):
-            raise ValueError(f"key has the labels {unknown}, but {self.name!r} has only {[label]}")
-        return str(key.get(label, ""))
-
-    def _keys(self, key: str) -> tuple[str, ...]:
-        keys = self.resource.keys
-        return keys.limit(self.config.limit.label, key), keys.overrides
-
-    def _check(self, field: str, cost: int) -> None:
-        validation.count(field, cost, high=self.config.limit.capacity)
-
-    def _note(self, decision: Decision, key: str) -> None:
-        self.resource.count("limit.allowed" if decision.allowed else "limit.refused")
-        if decision.source == "local":
-            self.resource.count("limit.decided_locally")
-        if not decision.allowed:
-            self._events.emit("limit.refused", self.name, key=key, decision=decision)
+    return wrapper
 
 
 class RateLimiter:
-    """A limit that all workers of the fleet share; made by `ResilienceService.get_or_create_rate_limiter`.
+    """Limits that all workers of the fleet share; made by `ResilienceService.get_or_create_rate_limiter`.
 
-    `key` separates users, tenants or addresses from each other: any text, "" by default; also a mapping from the
-    limit's label to the key. `cost` is an integer from 1 to the limit's capacity. Both raise `ValueError` otherwise.
+    Several limits are decided together, all or nothing. `key` separates users, tenants or addresses from each other:
+    any text, "" by default, for all limits alike; or a mapping from a limit's label to its key. `cost` is an integer
+    from 1 to the smallest capacity. Both raise `ValueError` otherwise.
 
     As a decorator it refuses at once, with `RateLimitExceeded`; `limit()` is the decorator with options. Both serve
     `def` and `async def`.
@@ -200,7 +71,7 @@ class RateLimiter:
         self._backends = backends
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._core.name!r}, {self._core.config.limit!r})"
+        return f"{type(self).__name__}({self._core.name!r}, {', '.join(map(repr, self._core.config.limits))})"
 
     @property
     def name(self) -> str:
@@ -210,32 +81,47 @@ class RateLimiter:
     def try_acquire(self, key: Key = "", cost: int = 1) -> Decision:
         """Takes `cost` if there is room, and answers at once with a `Decision`, which is true when allowed.
 
-        A refusal is remembered for at most a second (until `retry_after`, if that is sooner), so that asking again in
-        vain costs no trip to Redis.
+        With a leaky bucket the caller must wait `decision.delay` seconds before it goes on. A refusal is remembered for
+        at most a second (until `retry_after`, if that is sooner), so that asking again in vain costs no trip to Redis.
         """
         return step(self._core.try_acquire(self._backend, key, cost))
 
     def acquire(self, key: Key = "", cost: int = 1, timeout: float | None = None) -> Decision:
-        """Takes `cost`, waiting for room for at most `timeout` seconds (None: as long as it takes).
+        """Takes `cost`, waiting for room and for its turn for at most `timeout` seconds (None: as long as it takes).
 
-        Raises `RateLimitExceeded` as soon as it is clear that the timeout does not suffice.
+        Within a process, whoever comes first for a key is served first. Raises `RateLimitExceeded` as soon as it is
+        clear that the timeout does not suffice.
         """
-        return step(self._core.acquire(self._backend, key, cost, timeout))
+        return step(self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout)))
 
     def allow(self, key: Key = "", cost: int = 1) -> bool:
-        """Takes `cost` if there is room; whether it did."""
-        return step(self._core.try_acquire(self._backend, key, cost)).allowed
+        """Takes `cost` if the call may go on at once; whether it did."""
+        return step(self._core.try_acquire(self._backend, key, cost, max_delay=0.0)).allowed
 
     def peek(self, key: Key = "", cost: int = 1) -> Decision:
         """What `try_acquire` would answer now; takes nothing, and always asks."""
         return step(self._core.peek(self._backend, key, cost))
 
     def refund(self, key: Key = "", cost: int = 1) -> None:
-        """Gives back `cost` that was taken and not used; what would overflow the capacity is dropped."""
+        """Gives back `cost` that was taken and not used; what would leave a limit more than unused is dropped."""
         step(self._core.refund(self._backend, key, cost))
 
+    def reserve(self, key: Key = "", cost: int = 1, timeout: float = 0.0) -> Reservation:
+        """Takes `cost` as an estimate, waiting for at most `timeout` seconds, to be settled when the cost is known.
+
+        Raises `RateLimitExceeded` if there is no room in time.
+        """
+        return Reservation(step(self._core.reserve(self._backend, key, cost, timeout)), self._backend)
+
+    def pause(self, seconds: float) -> None:
+        """Stops the resource for the whole fleet for `seconds`, from 0 (go on) to the limiter's `max_pause`.
+
+        A longer pause that is there stays. Raises `ValueError` for any other number.
+        """
+        step(self._core.pause(self._backend, seconds))
+
     def reset(self, key: Key = "") -> None:
-        """Makes the limit for `key` as if it had never been used. While Redis is away, in this process alone."""
+        """Makes the limits for `key` as if they had never been used. While Redis is away, in this process alone."""
         step(self._core.reset(self._backend, key))
 
     def reset_all(self) -> None:
@@ -256,7 +142,7 @@ class RateLimiter:
 
         Waits for room for at most `timeout` seconds; None refuses at once. Raises `RateLimitExceeded`.
         """
-        return lambda function: self._core.decorate(function, self._backends, key, cost, timeout)
+        return lambda function: decorate(self._core, self._backends, function, key, cost, timeout)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         return self.limit()(function)
@@ -270,7 +156,7 @@ class AsyncRateLimiter:
         self._backends = backends
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._core.name!r}, {self._core.config.limit!r})"
+        return f"{type(self).__name__}({self._core.name!r}, {', '.join(map(repr, self._core.config.limits))})"
 
     @property
     def name(self) -> str:
@@ -280,16 +166,22 @@ class AsyncRateLimiter:
         return await self._core.try_acquire(self._backend, key, cost)
 
     async def acquire(self, key: Key = "", cost: int = 1, timeout: float | None = None) -> Decision:
-        return await self._core.acquire(self._backend, key, cost, timeout)
+        return await self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout))
 
     async def allow(self, key: Key = "", cost: int = 1) -> bool:
-        return (await self._core.try_acquire(self._backend, key, cost)).allowed
+        return (await self._core.try_acquire(self._backend, key, cost, max_delay=0.0)).allowed
 
     async def peek(self, key: Key = "", cost: int = 1) -> Decision:
         return await self._core.peek(self._backend, key, cost)
 
     async def refund(self, key: Key = "", cost: int = 1) -> None:
         await self._core.refund(self._backend, key, cost)
+
+    async def reserve(self, key: Key = "", cost: int = 1, timeout: float = 0.0) -> AsyncReservation:
+        return AsyncReservation(await self._core.reserve(self._backend, key, cost, timeout), self._backend)
+
+    async def pause(self, seconds: float) -> None:
+        await self._core.pause(self._backend, seconds)
 
     async def reset(self, key: Key = "") -> None:
         await self._core.reset(self._backend, key)
@@ -304,7 +196,7 @@ class AsyncRateLimiter:
         cost: int | Callable[..., int] = 1,
         timeout: float | None = None,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        return lambda function: self._core.decorate(function, self._backends, key, cost, timeout)
+        return lambda function: decorate(self._core, self._backends, function, key, cost, timeout)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         return self.limit()(function)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import NamedTuple
 
 from shared_resilience.decision import Decision
@@ -14,6 +15,7 @@ MOST_KEYS = 10_000
 class _Refusal(NamedTuple):
     decision: Decision
     cost: int
+    max_delay: float
     at: float
     until: float
 
@@ -21,14 +23,14 @@ class _Refusal(NamedTuple):
 class Refusals:
     """The last refusal per key, for min(retry_after, 1 s): what others give back acts within a second.
 
-    It answers for the refused cost and for larger ones. At most `MOST_KEYS` keys, the oldest out first. Every step is
-    a single operation on the dict, so that threads need no lock.
+    It answers for the refused cost and for larger ones, and for callers that would wait no longer. At most `MOST_KEYS`
+    keys, the oldest out first. Every step is a single operation on the dict, so that threads need no lock.
     """
 
     def __init__(self) -> None:
-        self._by_key: OrderedDict[str, _Refusal] = OrderedDict()
+        self._by_key: OrderedDict[Hashable, _Refusal] = OrderedDict()
 
-    def find(self, key: str, cost: int, now: float, exact: bool = False) -> Decision | None:
+    def find(self, key: Hashable, cost: int, max_delay: float, now: float, exact: bool = False) -> Decision | None:
         """The refusal that still stands for `cost` at `now`, with the time that is left of it.
 
         The time of a smaller cost is when to ask again, not when the larger one passes; `exact` does without it.
@@ -39,7 +41,9 @@ class Refusals:
         if now >= refusal.until:
             self._by_key.pop(key, None)
             return None
-        if cost < refusal.cost or (exact and cost > refusal.cost):
+        if cost < refusal.cost or max_delay > refusal.max_delay:
+            return None
+        if exact and (cost, max_delay) != (refusal.cost, refusal.max_delay):
             return None
         passed = now - refusal.at
         decision = refusal.decision
@@ -47,12 +51,12 @@ class Refusals:
             retry_after=decision.retry_after - passed, reset_after=max(0.0, decision.reset_after - passed)
         )
 
-    def add(self, key: str, cost: int, decision: Decision, now: float) -> None:
-        self._by_key[key] = _Refusal(decision, cost, now, now + min(decision.retry_after, LONGEST))
+    def add(self, key: Hashable, cost: int, max_delay: float, decision: Decision, now: float) -> None:
+        self._by_key[key] = _Refusal(decision, cost, max_delay, now, now + min(decision.retry_after, LONGEST))
         if len(self._by_key) > MOST_KEYS:
             self._by_key.popitem(last=False)
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: Hashable) -> None:
         self._by_key.pop(key, None)
 
     def clear(self) -> None:

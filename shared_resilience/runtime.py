@@ -20,9 +20,12 @@ from shared_resilience.backends.process import Process, shared_process
 from shared_resilience.backends.redis import RedisStore, Wire
 from shared_resilience.backends.wires import ClusterWire, PoolWire
 from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWire, OwnPools, UsersPool
+from shared_resilience.commands import Command
 from shared_resilience.events import Listener
-from shared_resilience.rate_limiter import Limiter, LimiterConfig
-from shared_resilience.token_bucket import TokenBucket
+from shared_resilience.limit_commands import OVERRIDE
+from shared_resilience.limiter import Limiter, LimiterConfig
+from shared_resilience.limits import Limit
+from shared_resilience.overrides import override_text
 
 
 class Options(TypedDict, total=False):
@@ -80,12 +83,11 @@ class Runtime:
         self.close_suspending: Callable[[], Awaitable[None]] = _nothing_to_close
         process.events.add(options.listeners)
 
-    def limiter(
-        self, name: str, limit: TokenBucket | None, on_outage: OnOutage | None, remember_refusals: bool | None
-    ) -> Limiter:
+    def limiter(self, name: str, limits: tuple[Limit, ...], **options: object) -> Limiter:
         """The limiter `name` of this process; None stands for what an existing one has, else for the default."""
-        given = {"limit": limit, "on_outage": on_outage, "remember_refusals": remember_refusals}
-        chosen: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+        chosen: dict[str, Any] = {field: value for field, value in options.items() if value is not None}
+        if limits:
+            chosen["limits"] = limits
         components = self.process.components
         with self.process.lock:
             core = cast("Limiter | None", components.get(("rate_limiter", name)))
@@ -95,6 +97,12 @@ class Runtime:
         if (wanted := replace(core.config, **chosen)) != core.config:
             raise ValueError(f"rate limiter {name!r} exists with another configuration: {core.config}, not {wanted}")
         return core
+
+    async def override(self, backend: Backend, name: str, field: str, number: float | None) -> None:
+        """Overrides a number of a resource's limits for the fleet; None ends that."""
+        text = "" if number is None else override_text(field, number)
+        resource = self.process.heartbeat.resource(name)
+        await backend.run(Command(OVERRIDE, (resource.keys.overrides,), (field, text)), resource, "raise")
 
     def stats(self) -> dict[str, Any]:
         """What `get_comprehensive_stats` returns."""

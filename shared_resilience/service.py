@@ -11,9 +11,9 @@ from redis import asyncio as async_redis
 from shared_resilience.backends import OnOutage, step
 from shared_resilience.backends.clock import Clock
 from shared_resilience.functions import mirrors
+from shared_resilience.limits import Limit
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.runtime import CheckedOptions, Options, Runtime, local_runtime, own_runtime, users_runtime
-from shared_resilience.token_bucket import TokenBucket
 
 
 class _Service:
@@ -73,17 +73,43 @@ class ResilienceService(_Service):
     def get_or_create_rate_limiter(
         self,
         name: str,
-        limit: TokenBucket | None = None,
-        *,
+        *limits: Limit,
         on_outage: OnOutage | None = None,
         remember_refusals: bool | None = None,
+        shadow: bool | None = None,
+        partitioned: bool | None = None,
+        max_pause: float | None = None,
     ) -> RateLimiter:
         """The rate limiter of the resource `name`; made by the first call, with the defaults of what is not given.
 
-        `on_outage` is as for the service. `remember_refusals` (True) lets a process answer itself for up to a second
-        after a refusal. Raises `ValueError` for a configuration other than that of the limiter that exists.
+        `limits` (one `TokenBucket()`) are decided together, all or nothing; each needs a label of its own. `on_outage`
+        is as for the service. `remember_refusals` (True) lets a process answer itself for up to a second after a
+        refusal. `shadow` (False) decides and counts, and refuses nothing. `partitioned` (False) spreads the keys over a
+        Redis Cluster, instead of keeping all of the resource in one slot. `max_pause` (60) is the longest pause in
+        seconds. Raises `ValueError` for a configuration other than that of the limiter that exists.
         """
-        return RateLimiter(self._runtime.limiter(name, limit, on_outage, remember_refusals), self._runtime.backends)
+        core = self._runtime.limiter(
+            name,
+            limits,
+            on_outage=on_outage,
+            remember_refusals=remember_refusals,
+            shadow=shadow,
+            partitioned=partitioned,
+            max_pause=max_pause,
+        )
+        return RateLimiter(core, self._runtime.backends)
+
+    def set_override(self, name: str, field: str, number: float) -> None:
+        """Changes a number of a resource's limits for the whole fleet, without a restart, until it is cleared.
+
+        `field` is as in the resource's `config`, such as `limit.token_bucket.refill_rate`. Raises `ValueError` for
+        another field or a number outside its range, `StoreUnavailableError` when Redis cannot be told.
+        """
+        step(self._runtime.override(self._runtime.backends.blocking, name, field, number))
+
+    def clear_override(self, name: str, field: str) -> None:
+        """Ends an override. Raises `StoreUnavailableError` when Redis cannot be told."""
+        step(self._runtime.override(self._runtime.backends.blocking, name, field, None))
 
     def get_comprehensive_stats(self) -> dict[str, Any]:
         """What this process and, as of now, the fleet have counted; plain data, fit for JSON."""
@@ -113,13 +139,29 @@ class AsyncResilienceService(_Service):
     def get_or_create_rate_limiter(
         self,
         name: str,
-        limit: TokenBucket | None = None,
-        *,
+        *limits: Limit,
         on_outage: OnOutage | None = None,
         remember_refusals: bool | None = None,
+        shadow: bool | None = None,
+        partitioned: bool | None = None,
+        max_pause: float | None = None,
     ) -> AsyncRateLimiter:
-        core = self._runtime.limiter(name, limit, on_outage, remember_refusals)
+        core = self._runtime.limiter(
+            name,
+            limits,
+            on_outage=on_outage,
+            remember_refusals=remember_refusals,
+            shadow=shadow,
+            partitioned=partitioned,
+            max_pause=max_pause,
+        )
         return AsyncRateLimiter(core, self._runtime.backends)
+
+    async def set_override(self, name: str, field: str, number: float) -> None:
+        await self._runtime.override(self._runtime.backends.suspending, name, field, number)
+
+    async def clear_override(self, name: str, field: str) -> None:
+        await self._runtime.override(self._runtime.backends.suspending, name, field, None)
 
     async def get_comprehensive_stats(self) -> dict[str, Any]:
         await self._runtime.backends.suspending.refresh()

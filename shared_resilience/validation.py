@@ -53,6 +53,13 @@ def choice(field: str, value: object, allowed: tuple[str, ...]) -> str:
     raise _wrong(field, value, "one of " + ", ".join(map(repr, allowed)))
 
 
+def flag(field: str, value: object) -> bool:
+    """True or False."""
+    if isinstance(value, bool):
+        return value
+    raise _wrong(field, value, "True or False")
+
+
 def text(field: str, value: object) -> str:
     """A text of at least one character."""
     if isinstance(value, str) and value:

@@ -12,9 +12,14 @@ import pytest
 
 import shared_resilience
 from shared_resilience import AsyncRateLimiter, AsyncResilienceService, RateLimiter, ResilienceService, scripts
+from shared_resilience.reservation import AsyncReservation, Reservation
 
 PACKAGE = Path(shared_resilience.__file__).parent
-TWINS = [(RateLimiter, AsyncRateLimiter), (ResilienceService, AsyncResilienceService)]
+TWINS = [
+    (RateLimiter, AsyncRateLimiter),
+    (Reservation, AsyncReservation),
+    (ResilienceService, AsyncResilienceService),
+]
 # A context manager has other dunder methods for asyncio; only the sync service leads to the other one.
 OWN_WAYS = {"__enter__", "__exit__", "__aenter__", "__aexit__", "aio"}
 
@@ -71,11 +76,17 @@ def imports_of(path: Path) -> set[str]:
 
 # Each may import from what stands before it, never from what stands after it.
 LAYERS = [
-    {"scripts", "events", "keys", "validation", "functions", "testing"},
+    {"scripts", "events", "keys", "validation", "functions", "testing", "integers"},
     {"commands", "decision"},
     {"errors"},
-    {"heartbeat", "backends", "refusals"},
     {"token_bucket"},
+    {"leaky_bucket", "sliding_window"},
+    {"overrides"},
+    {"heartbeat", "limits"},
+    {"backends", "refusals", "limit_commands"},
+    {"lines"},
+    {"limiter"},
+    {"reservation"},
     {"rate_limiter"},
     {"runtime"},
     {"service"},

@@ -17,6 +17,7 @@ from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.commands import Command, State
 from shared_resilience.heartbeat import BEAT, ENROL, Heartbeat
+from shared_resilience.limit_commands import PAUSE_FOR
 from shared_resilience.testing import ManualClock
 
 START = 1_763_880_000_000_000
@@ -49,7 +50,7 @@ def test_a_decision_is_one_trip_and_a_remembered_refusal_none(counted: Server, p
 
     sent = [command for command in commands_at(counted) if command[0] == "EVALSHA"]
     of_script = Counter(command[1] for command in sent)
-    assert of_script[scripts.load("token_bucket").sha] == 51
+    assert of_script[scripts.load("rate_limiter").sha] == 51
     assert 1 <= of_script[scripts.load("heartbeat").sha] <= 2
     assert len(of_script) == 3  # and heartbeat_roster
     service.close()
@@ -142,9 +143,10 @@ _numbers = itertools.count()
 
 def random_beats(seed: int) -> list[tuple[int, Command[Any]]]:
     source = random.Random(seed)
-    now, history = START, []
+    now = START
+    history: list[tuple[int, Command[Any]]] = []
     stem = f"beat:{{{next(_numbers)}}}"
-    keys = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats")
+    keys = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", f"{stem}:overrides")
     for _ in range(200):
         now += source.choice([1, 1000, 1_000_000, 6_000_000, -2_000_000])
         worker, horizon = f"w{source.randrange(5)}", source.choice([1, 5_000_000])
@@ -155,7 +157,10 @@ def random_beats(seed: int) -> list[tuple[int, Command[Any]]]:
             (f"limit.{source.choice('xy')}", source.randrange(1, 9)) for _ in range(source.choice([0, 1, 3]))
         ]
         rest = [item for pair in (*fields, *counts) for item in pair]
-        if source.random() < 0.3:
+        kind = source.random()
+        if kind < 0.1:
+            history.append((now, Command(PAUSE_FOR, keys[3:], (source.choice([0, 1, 3_000_000]),))))
+        elif kind < 0.4:
             members = [f"w{source.randrange(9)}" for _ in range(source.randrange(1, 4))]
             history.append((now, Command(ENROL, keys[:1], (horizon, *members))))
         else:
@@ -163,14 +168,16 @@ def random_beats(seed: int) -> list[tuple[int, Command[Any]]]:
     return history
 
 
-def as_counts(reply: Any) -> tuple[int, dict[str, int]]:
-    """Live workers and counters: Redis does not promise the order of a hash."""
-    texts = [item.decode() if isinstance(item, bytes) else item for item in reply[1:]]
-    return int(reply[0]), {field: int(value) for field, value in zip(texts[::2], texts[1::2], strict=True)}
+def as_counts(reply: Any) -> tuple[list[int], dict[str, str]]:
+    """The numbers in front, and the pairs: Redis does not promise the order of a hash."""
+    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in reply]
+    if len(texts) == 1:
+        return [int(texts[0])], {}
+    return [int(number) for number in texts[:3]], dict(zip(texts[3::2], texts[4::2], strict=True))
 
 
 def test_scripts_and_twins_of_the_heartbeat_agree(store: Lane) -> None:
-    for name in ("heartbeat", "heartbeat_roster"):
+    for name in ("heartbeat", "heartbeat_roster", "rate_limiter_pause"):
         store.client.script_load(scripts.load(name).text)
     for seed in range(20):
         history = random_beats(seed)

@@ -21,8 +21,9 @@ LOAD = (
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env={**here, **environment}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -51,7 +52,7 @@ def scripts_here() -> list[str]:
 def test_the_wheel_holds_the_package_the_scripts_and_nothing_else(built: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(built[1]).namelist()
 
-    assert "shared_resilience/lua/token_bucket.lua" in names
+    assert "shared_resilience/lua/rate_limiter.lua" in names
     assert "shared_resilience/lua/lib/token_bucket.lua" in names
     assert "shared_resilience/py.typed" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"shared_resilience"}
@@ -62,7 +63,7 @@ def test_the_sdist_holds_what_the_wheel_is_made_of(built: tuple[Path, Path]) -> 
     with tarfile.open(built[0]) as sdist:
         names = [name.partition("/")[2] for name in sdist.getnames()]
 
-    assert {"lua/token_bucket.lua", "shared_resilience/service.py", "LICENSE", "README.md"} <= set(names)
+    assert {"lua/rate_limiter.lua", "shared_resilience/service.py", "LICENSE", "README.md"} <= set(names)
 
 
 def test_an_installed_wheel_loads_every_script(built: tuple[Path, Path], fresh: Path) -> None:
@@ -71,7 +72,7 @@ def test_an_installed_wheel_loads_every_script(built: tuple[Path, Path], fresh: 
     folder, *loaded = run(fresh, "-c", LOAD, cwd=fresh.parent).split()
     assert "site-packages/shared_resilience/lua" in folder
     assert loaded == scripts_here()
-    printed = run(fresh.parent / "shared-resilience", "script", "token_bucket", cwd=fresh.parent)
+    printed = run(fresh.parent / "shared-resilience", "script", "rate_limiter", cwd=fresh.parent)
     assert "redis.call" in printed
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from conftest import Lane
 
-from shared_resilience import TokenBucket, scripts
+from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket, scripts
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.commands import Command
 from shared_resilience.heartbeat import BEAT, ENROL
-from shared_resilience.rate_limiter import RESET
-from shared_resilience.token_bucket import BucketCommands
+from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
+from shared_resilience.limits import Limit
 
 PINNED = {
     "heartbeat": "f2cdeba24ac88d26b92e573c4b727683f31964f5",
@@ -27,19 +27,35 @@ PINNED = {
 }
 
 
+LIMITS: list[Limit] = [
+    TokenBucket(10, 1),
+    SlidingWindow(20, 60),
+    SlidingWindow(30, 60, False, "coarse"),
+    LeakyBucket(9, 1),
+]
+
+
 def commands(prefix: str) -> dict[str, Command[Any]]:
     """A command of every script."""
-    key, overrides = f"{prefix}:{{a}}:limit:token_bucket", f"{prefix}:{{a}}:overrides"
-    bucket = BucketCommands(TokenBucket(10, 1))
-    beat = (f"{prefix}:{{a}}:workers", f"{prefix}:{{a}}:config", f"{prefix}:{{a}}:stats")
+    stem = f"{prefix}:{{a}}"
+    overrides = f"{stem}:overrides"
+    keys = (overrides, *(f"{stem}:limit:{limit.label}" for limit in LIMITS))
+    of_limits = LimitCommands(LIMITS)
+    beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
-        "token_bucket": bucket.take((key, overrides), 1),
-        "token_bucket_peek": bucket.peek((key, overrides), 1),
-        "token_bucket_refund": bucket.refund((key, overrides), 1),
-        "rate_limiter_reset": Command(RESET, (key,), ()),
+        "rate_limiter": of_limits.take(keys, 1),
+        "rate_limiter_peek": of_limits.peek(keys, 1),
+        "rate_limiter_settle": of_limits.charge(keys, 1),
+        "rate_limiter_reset": Command(RESET, keys[1:], ()),
+        "rate_limiter_pause": Command(PAUSE_FOR, keys[:1], (1_000_000,)),
+        "rate_limiter_override": Command(OVERRIDE, keys[:1], ("limit.token_bucket.capacity", "5")),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
         "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
     }
+
+
+def one_bucket(prefix: str) -> Command[Any]:
+    return LimitCommands([TokenBucket(10, 1)]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:b"), 1)
 
 
 def test_the_composed_scripts_are_the_pinned_ones() -> None:
@@ -51,7 +67,7 @@ def test_every_script_has_an_example_command_here() -> None:
 
 
 def test_a_fragment_is_included_once() -> None:
-    assert scripts.load("token_bucket").text.count("local function to_integer") == 1
+    assert scripts.load("rate_limiter").text.count("local function to_integer") == 1
     assert "@include" not in "".join(scripts.load(name).text for name in scripts.names())
 
 
@@ -79,31 +95,85 @@ def test_a_script_touches_only_the_keys_that_it_declares_and_leaves_none_immorta
 
     left = {key.decode() for key in store.client.scan_iter(f"{prefix}:*")}
     assert left <= set(command.keys)
-    assert all(store.client.pttl(key) > 0 for key in left)
+    assert all(store.client.pttl(key) > 0 for key in left - {f"{prefix}:{{a}}:overrides"})
 
 
 def test_a_script_is_known_again_after_a_flush(store: Lane, prefix: str) -> None:
     redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False))
-    take = commands(prefix)["token_bucket"]
+    take = one_bucket(prefix)
     step(redis_store.execute(take))
     store.client.script_flush()
 
-    assert step(redis_store.execute(take))[2] == 8
+    assert step(redis_store.execute(take))[3] == 8
 
 
 def test_the_time_of_a_decision_is_the_servers(store: Lane, prefix: str) -> None:
-    step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(commands(prefix)["token_bucket"]))
+    step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(one_bucket(prefix)))
 
     seconds, micros = store.client.time()
-    stored = int(store.client.hget(f"{prefix}:{{a}}:limit:token_bucket", "time_us"))
+    stored = int(store.client.hget(f"{prefix}:{{a}}:b", "time_us"))
     assert 0 <= seconds * 1_000_000 + micros - stored < 10_000_000
 
 
-def test_a_damaged_state_is_an_unused_one_and_is_mended_by_the_next_call(store: Lane, prefix: str) -> None:
-    key = f"{prefix}:{{a}}:limit:token_bucket"
-    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False))
-    for damage in ({"microtokens": "many"}, {"microtokens": "nan", "time_us": "nan"}, {"time_us": "inf"}):
-        store.client.delete(key)
-        store.client.hset(key, mapping=damage)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("HSET", "microtokens", "many"),
+        ("HSET", "microtokens", "nan", "time_us", "nan"),
+        ("HSET", "time_us", "inf"),
+    ],
+)
+def test_a_damaged_bucket_is_an_unused_one_and_is_mended_by_the_next_call(
+    store: Lane, prefix: str, damage: tuple[str, ...]
+) -> None:
+    take = one_bucket(prefix)
+    store.client.execute_command(damage[0], take.keys[1], *damage[1:])
 
-        assert step(redis_store.execute(commands(prefix)["token_bucket"]))[:3] == [1, 10, 9]
+    assert step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(take))[:4] == [1, 1, 10, 9]
+
+
+def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: Lane, prefix: str) -> None:
+    take = LimitCommands([SlidingWindow(10, 60)]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:w"), 4)
+    store.client.zadd(take.keys[1], {"not an entry": 1e18})
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False))
+
+    assert [step(redis_store.execute(take))[3] for _ in range(2)] == [6, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "message"),
+    [
+        ("rate_limiter", 0, "cost must be an integer from 1"),
+        ("rate_limiter", 1, "share must be an integer from 1"),
+        ("rate_limiter", 2, "longest delay must be an integer from -1"),
+        ("rate_limiter", 5, "first number of token_bucket must be an integer from 1"),
+        ("rate_limiter", 6, "second number of token_bucket must be"),
+        ("rate_limiter", 7, "third number of token_bucket must be"),
+        ("rate_limiter", 10, "first number of sliding_window must be"),
+        ("rate_limiter", 22, "third number of leaky_bucket must be"),
+        ("rate_limiter_peek", 0, "cost must be an integer from 1"),
+        ("rate_limiter_settle", 0, "cost must be an integer from 1"),
+        ("rate_limiter_settle", 3, "since must be an integer from 0"),
+        ("rate_limiter_settle", 6, "first number of token_bucket must be an integer from 1"),
+        ("rate_limiter_pause", 0, "length must be an integer from 0"),
+    ],
+)
+@pytest.mark.parametrize("value", [-5_000_000, "nan", "inf", "-inf", "1.5", "", "tokens", 2**54])
+def test_scripts_refuse_what_the_client_would_never_send(
+    store: Lane, prefix: str, name: str, position: int, message: str, value: int | str
+) -> None:
+    command = commands(prefix)[name]
+    args = (*command.args[:position], value, *command.args[position + 1 :])
+
+    with pytest.raises(Exception, match=message):
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=args)))
+
+    assert not store.client.exists(*command.keys)
+
+
+def test_a_script_refuses_a_kind_of_limit_that_does_not_exist(store: Lane, prefix: str) -> None:
+    command = one_bucket(prefix)
+    args = tuple("magic" if argument == "token_bucket" else argument for argument in command.args)
+
+    with pytest.raises(Exception, match="no such kind of limit"):
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=args)))

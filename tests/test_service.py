@@ -104,8 +104,9 @@ def test_the_command_line_knows_its_scripts() -> None:
 
 
 def test_a_printed_script_runs_by_hand(server: Server, prefix: str) -> None:
-    text = scripts.load("token_bucket").text
+    text = scripts.load("rate_limiter").text
     with server.client() as client:
-        reply = client.eval(text, 2, f"{prefix}:b", f"{prefix}:o", 5_000_000, 1, 1, 2_000_000, 2_000_000, "")
+        bucket = ("token_bucket", "user", 5, 1, 1)
+        reply = client.eval(text, 2, f"{prefix}:o", f"{prefix}:b", 2, 1, -1, *bucket, "")
 
-    assert reply == [1, 5, 3, 0, 2_000_000]
+    assert reply[:7] == [1, 1, 5, 3, 0, 2_000_000, 0]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
-from shared_resilience.commands import Command
+from shared_resilience.commands import Command, Source
 from shared_resilience.heartbeat import Resource
 
 R = TypeVar("R")
@@ -17,8 +17,24 @@ OnOutage = Literal["local", "allow", "deny", "raise"]
 ON_OUTAGE: tuple[OnOutage, ...] = ("local", "allow", "deny", "raise")
 
 
+class Ticket(Protocol):
+    """What a waiter of this process holds."""
+
+    def wake(self) -> None:
+        """Lets the waiter go on; from any thread."""
+
+    async def wait(self, seconds: float) -> bool:
+        """Waits until woken, for `seconds` at most; whether it was woken."""
+
+
 class Backend(Protocol):
     """Where commands run."""
+
+    def source(self) -> Source:
+        """Who would decide now."""
+
+    def ticket(self) -> Ticket:
+        """A ticket for the present thread or task, with which it can wait for another of this process."""
 
     async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
         """Runs `command` for `resource`; `on_outage` says what to do when Redis cannot decide."""

@@ -9,11 +9,12 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared_resilience.backends import OnOutage, step
+from shared_resilience.backends import OnOutage, Ticket, step
 from shared_resilience.backends.faults import Fault, StoreError
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
-from shared_resilience.commands import Command
+from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
+from shared_resilience.commands import Command, Source
 from shared_resilience.errors import StoreUnavailableError
 from shared_resilience.heartbeat import Resource
 
@@ -53,6 +54,12 @@ class FallbackBackend:
         process.guard.answered()
         return command.operation.decode(reply, "redis")
 
+    def source(self) -> Source:
+        return "redis" if self._process.guard.usable else "local"
+
+    def ticket(self) -> Ticket:
+        return ThreadTicket()
+
     async def refresh(self) -> None:
         if self._process.guard.usable:
             try:
@@ -77,8 +84,18 @@ class FallbackBackend:
         except BaseException as error:
             beat.lost(isinstance(error, StoreError) and error.fault.ran_not)
             raise
-        beat.arrived(replies)
+        beat.arrived(replies, self.monotonic())
+        for resource in beat.resources:
+            self._process.local.put(resource.keys.overrides, self._as_local(resource))
         self._process.guard.answered()
+
+    def _as_local(self, resource: Resource) -> dict[str, str] | None:
+        """The overrides of the fleet on this process's clock, so that they stay in force when Redis is away."""
+        fields = {field: value for field, value in resource.overrides.items() if not field.startswith("paused_")}
+        if resource.paused_us > 0:
+            until = self._process.local.now_us() + resource.paused_us
+            fields |= {"paused_until_us": str(until), "paused_for_us": str(resource.paused_us)}
+        return fields or None
 
     async def forget_prefix(self, prefix: str) -> None:
         self._process.local.forget_prefix(prefix)
@@ -167,6 +184,9 @@ class FallbackBackend:
 
 class AsyncFallbackBackend(FallbackBackend):
     """The same for asyncio: waiting and probing are tasks."""
+
+    def ticket(self) -> Ticket:
+        return TaskTicket()
 
     async def sleep(self, seconds: float) -> None:
         await self._process.clock.async_sleep(seconds)

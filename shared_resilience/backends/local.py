@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from shared_resilience.backends import OnOutage
+from shared_resilience.backends import OnOutage, Ticket
 from shared_resilience.backends.process import Process
-from shared_resilience.commands import Command
+from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
+from shared_resilience.commands import Command, Source
 from shared_resilience.heartbeat import Resource
 
 R = TypeVar("R")
@@ -20,6 +21,12 @@ class LocalBackend:
 
     async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
         return command.operation.decode(self._process.local.execute(command), "local")
+
+    def source(self) -> Source:
+        return "local"
+
+    def ticket(self) -> Ticket:
+        return ThreadTicket()
 
     async def forget_prefix(self, prefix: str) -> None:
         self._process.local.forget_prefix(prefix)
@@ -39,6 +46,9 @@ class LocalBackend:
 
 class AsyncLocalBackend(LocalBackend):
     """The same for asyncio: only waiting differs."""
+
+    def ticket(self) -> Ticket:
+        return TaskTicket()
 
     async def sleep(self, seconds: float) -> None:
         await self._process.clock.async_sleep(seconds)

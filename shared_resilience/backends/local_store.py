@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from itertools import islice
@@ -12,6 +13,7 @@ from shared_resilience.commands import Command, Reply, State
 
 R = TypeVar("R")
 MOST_KEYS = 100_000
+FOR_EVER = sys.maxsize
 
 
 class LocalStore:
@@ -29,7 +31,7 @@ class LocalStore:
     def execute(self, command: Command[R]) -> Reply:
         """Runs the twin of `command` as one atomic step and returns the script's reply."""
         with self._lock:
-            now = int(self._clock.monotonic() * 1e6)
+            now = self.now_us()
             self._forget_idle(now)
             states = tuple(self._live(key, now) for key in command.keys)
             step = command.operation.twin(states, now, *command.args)
@@ -39,6 +41,17 @@ class LocalStore:
                 elif ttl is not None or after is not before:
                     self._write(key, after, ttl, now)
             return step.reply
+
+    def put(self, key: str, state: State) -> None:
+        """Sets a state that stays until it is changed; None drops it."""
+        with self._lock:
+            self._states.pop(key, None)
+            if state is not None:
+                self._write(key, state, 0, self.now_us())
+
+    def now_us(self) -> int:
+        """The time that twins are told."""
+        return int(self._clock.monotonic() * 1e6)
 
     def forget_prefix(self, prefix: str) -> None:
         """Drops every key that starts with `prefix`."""
@@ -57,7 +70,7 @@ class LocalStore:
         return state if expires > now else None
 
     def _write(self, key: str, state: State, ttl_ms: int | None, now: int) -> None:
-        expires = self._states[key][1] if ttl_ms is None else now + ttl_ms * 1000
+        expires = self._states[key][1] if ttl_ms is None else now + ttl_ms * 1000 if ttl_ms else FOR_EVER
         self._states[key] = (state, expires)
         self._states.move_to_end(key)
         if len(self._states) > self._most_keys:

@@ -1,0 +1,25 @@
+"""Twin of `lua/lib/integers.lua`: what scripts and twins have in common about numbers."""
+
+from __future__ import annotations
+
+LARGEST = 2**53 - 1
+MILLION = 1_000_000
+
+
+def to_integer(text: object) -> int | None:
+    """The integer that `text` holds, else None; as Lua reads it."""
+    try:
+        number = float(str(text))
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def to_wait(microseconds: int) -> int:
+    """`microseconds` as a reply may carry them: none below 0, none that a double cannot hold."""
+    return max(0, min(microseconds, LARGEST))
+
+
+def to_ttl(microseconds: int) -> int:
+    """A time to live in milliseconds that covers `microseconds`: at least a second."""
+    return max(1000, -(-microseconds // 1000))

@@ -1,0 +1,104 @@
+"""Live changes to limits, and pauses: the twin of `lua/lib/overrides.lua`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import cast
+
+from shared_resilience import validation
+from shared_resilience.commands import State
+from shared_resilience.integers import MILLION, to_integer
+from shared_resilience.sliding_window import LONGEST_WINDOW, SHORTEST_WINDOW, SLOTS
+from shared_resilience.validation import LARGEST_COUNT, LARGEST_RATE, SMALLEST_RATE
+
+_DECIMAL = re.compile(r"[0-9]+\.?[0-9]*")
+RATES = {"leaky_bucket": "leak_rate", "token_bucket": "refill_rate"}
+Numbers = tuple[int, int, int]
+
+
+_FIELD = re.compile(r"limit\.([A-Za-z0-9_.-]{1,64})\.(capacity|limit|refill_rate|leak_rate|window)")
+
+
+def override_text(field: str, number: float) -> str:
+    """`number` as the decimal text of the override `field`. Raises `ValueError` for what scripts would ignore."""
+    match = _FIELD.fullmatch(field)
+    if not match:
+        raise ValueError(f"field is {field!r}, but must be one like 'limit.<label>.refill_rate', as in `config`")
+    name = match[2]
+    if name in ("capacity", "limit"):
+        return str(validation.count(field, number))
+    if name == "window":
+        validation.number(field, number, SHORTEST_WINDOW, LONGEST_WINDOW)
+    else:
+        validation.rate(field, number)
+    return f"{number:.6f}"
+
+
+class Overrides:
+    """The overrides of a resource as they stand; `stored` and `changed` are what is to be written."""
+
+    def __init__(self, stored: State) -> None:
+        self.stored: State = stored
+        self.fields = cast("Mapping[str, str]", stored or {})
+        self.changed = False
+        self.ignored = ""
+
+    def number(self, field: str, low: float, high: float) -> float | None:
+        """The number that overrides `field`; what is no decimal number from `low` to `high` is ignored and noted."""
+        text = self.fields.get(field)
+        if text is None:
+            return None
+        if _DECIMAL.fullmatch(text) and low <= float(text) <= high:
+            return float(text)
+        self.ignored = field
+        return None
+
+    def count(self, field: str) -> int | None:
+        """The integer that overrides `field`."""
+        number = self.number(field, 1, LARGEST_COUNT)
+        if number is not None and not number.is_integer():
+            self.ignored = field
+            return None
+        return None if number is None else int(number)
+
+    def rate(self, field: str) -> tuple[int | None, int | None]:
+        """The rate that overrides `field`, as millionths per period."""
+        rate = self.number(field, SMALLEST_RATE, LARGEST_RATE)
+        if rate is None:
+            return None, None
+        per = 1_000_000 if rate <= 9000 else 1000
+        return math.floor(rate * per + 0.5), per
+
+    def in_force(self, kind: str, label: str, first: int, second: int, third: int) -> Numbers:
+        """The three numbers of a limit: those of the caller, or what overrides them."""
+        stem = f"limit.{label}."
+        if kind == "sliding_window":
+            window = self.number(stem + "window", SHORTEST_WINDOW, LONGEST_WINDOW)
+            if window is not None:
+                second = math.floor(window * MILLION + 0.5)
+                third = -(-second // SLOTS) if third > 1 else 1
+            return self.count(stem + "limit") or first, second, third
+        refill, per = self.rate(stem + RATES[kind])
+        return self.count(stem + "capacity") or first, refill or second, per or third
+
+    def paused(self, now: int) -> int:
+        """Microseconds for which the resource is still paused."""
+        till, length = (to_integer(self.fields.get(field)) for field in ("paused_until_us", "paused_for_us"))
+        if till is None:
+            return 0
+        left = till - now
+        if length is None or left <= 0:
+            self.write({"paused_until_us": "", "paused_for_us": ""})
+            return 0
+        if left > length:
+            left = length
+            self.write({"paused_until_us": str(now + length)})
+        return left
+
+    def write(self, fields: Mapping[str, str]) -> None:
+        """Sets fields; the value "" clears one."""
+        together = {**self.fields, **fields}
+        self.fields = {field: value for field, value in together.items() if value != ""}
+        self.stored, self.changed = self.fields or None, True

@@ -1,0 +1,213 @@
+"""The scripts of the limits and their twins are one algorithm: same replies, same states, whatever comes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import pytest
+from conftest import Lane
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket, scripts
+from shared_resilience.backends import step
+from shared_resilience.backends.redis import RedisStore
+from shared_resilience.backends.wires import PoolWire
+from shared_resilience.commands import Command, State
+from shared_resilience.leaky_bucket import QueueState
+from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
+from shared_resilience.limits import Limit
+from shared_resilience.sliding_window import Entry
+from shared_resilience.token_bucket import BucketState
+
+STEPS = 100_000
+BATCH = 250
+RATES = [(1, 1e-6), (1, 10), (3, 0.3), (5, 100 / 60), (10, 12345.678), (1000, 1 / 3), (10**9, 1e-6), (10**9, 1e9)]
+BUCKETS: list[Limit] = [TokenBucket(capacity, rate) for capacity, rate in RATES]
+QUEUES: list[Limit] = [LeakyBucket(capacity, rate) for capacity, rate in RATES]
+WINDOWS: list[Limit] = [
+    SlidingWindow(limit, window, exact)
+    for limit, window in [(1, 0.001), (1, 60), (3, 0.5), (10, 1), (50, 3600), (10**9, 60), (7, 86400.0)]
+    for exact in (True, False)
+]
+FAMILIES: dict[str, list[list[Limit]]] = {
+    "token_bucket": [[limit] for limit in BUCKETS],
+    "leaky_bucket": [[limit] for limit in QUEUES],
+    "sliding_window": [[limit] for limit in WINDOWS],
+    "several": [
+        [TokenBucket(10, 5), SlidingWindow(20, 10)],
+        [SlidingWindow(5, 1), SlidingWindow(8, 60, exact=False, label="minute"), LeakyBucket(6, 3)],
+        [LeakyBucket(4, 100), TokenBucket(3, 0.5)],
+    ],
+}
+FIELDS = ["capacity", "refill_rate", "leak_rate", "limit", "window"]
+VALUES = ["5", "1", "0.25", "12.5", "2000000", "0", "-1", "nan", "1e3", "0x10", " 7", "seven", "99999999999", ""]
+_batches = itertools.count()
+
+
+class Move(NamedTuple):
+    """One step of a history: what is asked, and by how much the clock moves before."""
+
+    elapsed_us: int
+    operation: str
+    configuration: int
+    cost: int
+    share: int = 1
+    field: int = 0
+    value: int = 0
+
+
+def elapsed(source: random.Random) -> int:
+    kind = source.random()
+    if kind < 0.4:
+        return source.randint(0, 3)
+    if kind < 0.93:
+        return int(10 ** source.uniform(0, 7.5))
+    if kind < 0.97:
+        return -int(10 ** source.uniform(0, 9))
+    return int(10 ** source.uniform(7, 12))
+
+
+OPERATIONS = {"take": 70, "take soon": 8, "peek": 6, "give": 8, "give late": 2, "charge": 3, "reset": 1}
+STEERING = {"pause": 0.5, "unpause": 1, "override": 1.5}
+
+
+def moves(seed: int, number: int, configurations: int) -> Iterator[Move]:
+    source = random.Random(seed)
+    configuration = source.randrange(configurations)
+    weights = {**OPERATIONS, **STEERING}
+    for _ in range(number):
+        if source.random() < 0.02:
+            configuration = source.randrange(configurations)
+        operation = source.choices(list(weights), list(weights.values()))[0]
+        cost = source.choice([1, 1, 1, 2, 5, 30])
+        share = source.choice([1] * 9 + [4])
+        yield Move(
+            elapsed(source), operation, configuration, cost, share, source.randrange(5), source.randrange(len(VALUES))
+        )
+
+
+class Both:
+    """Redis and twins that are told the same commands at the same times; twins know no expiry."""
+
+    def __init__(self, lane: Lane, family: str) -> None:
+        self.client = lane.client
+        for name in scripts.names():  # a script that is unknown in the middle of a pipeline would run out of order
+            self.client.script_load(scripts.load(name).text)
+        self.family = FAMILIES[family]
+        self.stem = f"twin:{{{next(_batches)}}}"
+        self.now = 1_763_880_000_000_000
+        self.times: list[int] = []
+        self.redis = RedisStore(PoolWire(lane.pool, 5, theirs=False), lambda: self.times.pop(0))
+        self.states: dict[str, State] = {}
+        self.ttls: dict[str, int] = {}
+
+    def command(self, move: Move) -> Command[Any]:
+        overrides = f"{self.stem}:overrides"
+        limits = self.family[move.configuration]
+        keys = (overrides, *(f"{self.stem}:{limit.label}" for limit in limits))
+        if move.operation == "reset":
+            return Command(RESET, keys[1:], ())
+        if move.operation == "pause":
+            return Command(PAUSE_FOR, keys[:1], (move.cost * 100_000,))
+        if move.operation == "unpause":
+            return Command(PAUSE_FOR, keys[:1], (0,))
+        if move.operation == "override":
+            field = f"limit.{limits[0].label}.{FIELDS[move.field]}"
+            return Command(OVERRIDE, keys[:1], (field, VALUES[move.value]))
+        return self.limit_command(move, LimitCommands(limits), keys, min(limit.most for limit in limits))
+
+    def limit_command(self, move: Move, commands: LimitCommands, keys: tuple[str, ...], most: int) -> Command[Any]:
+        cost = min(most, move.cost)
+        command = {
+            "take": lambda: commands.take(keys, cost),
+            "take soon": lambda: commands.take(keys, cost, max_delay=move.cost * 1000),
+            "peek": lambda: commands.peek(keys, cost),
+            "give": lambda: commands.give(keys, move.cost),
+            "give late": lambda: commands.give(keys, cost, since_us=max(1, self.now - move.cost * 100_000)),
+            "charge": lambda: commands.charge(keys, move.cost),
+        }[move.operation]()
+        shared = command.share(move.share)
+        # Redis is never told of shares; a double is exact for as long as their product is.
+        numbers = [int(number) for number in commands.told if isinstance(number, int)]
+        exact = all(a * b * move.share <= 2**53 for a, b in itertools.pairwise(numbers[1:3]))
+        return shared if exact else command
+
+    def twin(self, command: Command[Any]) -> tuple[Any, ...]:
+        outcome = command.operation.twin(tuple(map(self.states.get, command.keys)), self.now, *command.args)
+        self.states.update(zip(command.keys, outcome.states, strict=True))
+        self.ttls.update((key, ttl) for key, ttl in zip(command.keys, outcome.ttls, strict=True) if ttl is not None)
+        return tuple(outcome.reply)
+
+    def replay(self, history: list[Move]) -> None:
+        commands, expected = [], []
+        for move in history:
+            self.now = max(1, self.now + move.elapsed_us)
+            self.times.append(self.now)
+            commands.append(self.command(move))
+            expected.append(self.twin(commands[-1]))
+        replies = [tuple(map(self._text, reply)) for reply in step(self.redis.execute_all(commands))]
+
+        for number, (reply, twin) in enumerate(zip(replies, expected, strict=True)):
+            assert reply == twin, f"step {number}: {history[number]} {commands[number]}"
+        for key in self.states:
+            self._compare_state(key)
+        self.client.delete(*self.states, f"{self.stem}:overrides")
+
+    @staticmethod
+    def _text(value: Any) -> Any:
+        return value.decode() if isinstance(value, bytes) else value
+
+    def _compare_state(self, key: str) -> None:
+        state = self.states[key]
+        kind = self.client.type(key)
+        if state is None:
+            assert kind == b"none"
+        elif isinstance(state, BucketState | QueueState):
+            stored = {field.decode(): int(value) for field, value in self.client.hgetall(key).items()}
+            assert stored == state._asdict()
+        elif isinstance(state, tuple):
+            log = [
+                (int(time), *map(int, member.split(b":")))
+                for member, time in self.client.zrange(key, 0, -1, withscores=True)
+            ]
+            live = cast("tuple[Entry, ...]", state)
+            assert log == [tuple(entry) for entry in live]
+        else:
+            stored = {field.decode(): value.decode() for field, value in self.client.hgetall(key).items()}
+            assert stored == dict(cast("Mapping[str, Any]", state))
+            assert self.client.pttl(key) == -1
+            return
+        if state is not None:
+            assert self.ttls[key] - 1500 < self.client.pttl(key) <= self.ttls[key]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_script_and_twin_agree_over_a_hundred_thousand_random_steps(store: Lane, lane: str, family: str) -> None:
+    steps = STEPS if lane != "fakeredis" else 2_000
+    for seed in range(steps // BATCH):
+        Both(store, family).replay(list(moves(seed, BATCH, len(FAMILIES[family]))))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    family=st.sampled_from(list(FAMILIES)),
+    history=st.lists(
+        st.builds(
+            Move,
+            st.one_of(st.integers(0, 10), st.integers(-(10**9), 10**10)),
+            st.sampled_from([*OPERATIONS, *STEERING]),
+            st.integers(0, 2),
+            st.integers(1, 30),
+            st.sampled_from([1, 3]),
+            st.integers(0, len(FIELDS) - 1),
+            st.integers(0, len(VALUES) - 1),
+        ),
+        max_size=30,
+    ),
+)
+def test_script_and_twin_agree_on_what_hypothesis_thinks_up(store: Lane, family: str, history: list[Move]) -> None:
+    Both(store, family).replay(history)
