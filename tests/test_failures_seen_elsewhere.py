@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import Api, Lane
-from servers import Server
+from servers import PATIENT, Server
 
 from shared_resilience import LeakyBucket, ResilienceService, SlidingWindow, TokenBucket
 from shared_resilience.backends import Backends, step
@@ -29,7 +29,10 @@ EACH_KIND: list[Limit] = [
 
 @pytest.mark.parametrize("limit", EACH_KIND, ids=repr)
 def test_four_workers_do_not_get_four_times_the_limit(server: Server, prefix: str, limit: Limit) -> None:
-    workers = [ResilienceService.from_url(server.url, prefix=prefix, worker_id=f"w{n}") for n in range(4)]
+    workers = [
+        ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT, worker_id=f"w{n}")
+        for n in range(4)
+    ]
     limiters = [worker.get_or_create_rate_limiter("search", limit) for worker in workers]
 
     granted = sum(limiters[number % 4].try_acquire().allowed for number in range(400))

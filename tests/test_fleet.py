@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import pytest
-from servers import Server
+from servers import PATIENT, Server
 
 from shared_resilience import ResilienceService, TokenBucket
 
@@ -28,7 +28,7 @@ class Report(NamedTuple):
 
 def hammer(url: str, prefix: str, bucket: TokenBucket, seconds: float, start: Any, out: Connection) -> None:
     """Takes from one shared limiter as fast as it can; the machine's monotonic clock is the same in all processes."""
-    with ResilienceService.from_url(url, prefix=prefix, command_timeout=5) as service:
+    with ResilienceService.from_url(url, prefix=prefix, command_timeout=PATIENT) as service:
         limiter = service.get_or_create_rate_limiter("search", bucket)
         service.check()
         granted: list[tuple[float, float]] = []
@@ -62,9 +62,11 @@ def most_in_any_interval(granted: Iterable[tuple[float, float]], bucket: TokenBu
     """By how much the worst interval exceeds capacity + rate × its length; the interval as the callers saw it."""
     calls = sorted(granted)
     worst = float("-inf")
-    for first, (begin, _) in enumerate(calls):
+    for first, (begin, end) in enumerate(calls):
+        latest = end
         for count, (_, end) in enumerate(calls[first:], start=1):
-            worst = max(worst, count - bucket.capacity - bucket.refill_rate * (end - begin))
+            latest = max(latest, end)
+            worst = max(worst, count - bucket.capacity - bucket.refill_rate * (latest - begin))
     return worst
 
 
@@ -76,10 +78,9 @@ def test_four_processes_get_the_limit_no_more_and_nearly_all_of_it(server: Serve
 
     assert len(reports) == WORKERS
     assert [report.sources for report in reports] == [{"redis"}] * WORKERS
-    granted = sorted(call for report in reports for call in report.granted)
-    length = granted[-1][1] - granted[0][0]
+    granted = [call for report in reports for call in report.granted]
     assert most_in_any_interval(granted, bucket) <= 1e-6
-    assert 0.97 * (100 + 10 * seconds) <= len(granted) <= 100 + 10 * max(seconds, length)
+    assert len(granted) >= 0.97 * (100 + 10 * seconds)
 
 
 def test_a_killed_worker_takes_nothing_with_it(server: Server, prefix: str) -> None:
@@ -91,7 +92,7 @@ def test_a_killed_worker_takes_nothing_with_it(server: Server, prefix: str) -> N
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
 
-    with ResilienceService.from_url(server.url, prefix=prefix) as service:
+    with ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT) as service:
         limiter = service.get_or_create_rate_limiter("search", TokenBucket(10, 10))
         assert limiter.acquire(cost=10, timeout=2.0).source == "redis"
     receiver.close()
@@ -101,7 +102,8 @@ def test_a_killed_worker_takes_nothing_with_it(server: Server, prefix: str) -> N
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_heartbeat_counts_the_live_workers(server: Server, prefix: str, workers: int) -> None:
     services = [
-        ResilienceService.from_url(server.url, prefix=prefix, worker_id=f"worker {number}") for number in range(workers)
+        ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT, worker_id=f"worker {number}")
+        for number in range(workers)
     ]
     for service in services:
         service.get_or_create_rate_limiter("search", TokenBucket(10, 1)).try_acquire()
