@@ -107,6 +107,15 @@ def test_a_users_client_never_retries_for_us_but_still_does_for_its_user(prefix:
     assert policy.calls >= 1
 
 
+def test_what_a_users_client_retries_on_is_unchanged(prefix: str) -> None:
+    client = redis.Redis(retry=Retry(ConstantBackoff(0.001), 3), retry_on_error=[redis.ResponseError])
+    ResilienceService(client, prefix=prefix).get_or_create_rate_limiter("search")
+
+    connection = client.connection_pool.make_connection()
+
+    assert redis.ResponseError in connection.retry.theirs._supported_errors  # type: ignore[attr-defined]
+
+
 def test_a_frozen_server_costs_a_users_client_without_timeouts_one_command_timeout(
     own_server: Server, prefix: str
 ) -> None:

@@ -269,6 +269,17 @@ def test_the_local_store_is_bounded_and_forgets_idle_keys() -> None:
     assert len(local) == 2
 
 
+def test_closing_ends_a_probe_that_is_still_waiting(prefix: str) -> None:
+    async def main() -> list[str]:
+        service = AsyncResilienceService.from_url(f"redis://127.0.0.1:{free_port()}", prefix=prefix)
+        await service.get_or_create_rate_limiter("search", BUCKET).try_acquire()
+        await service.close()
+        await asyncio.sleep(0)
+        return [task.get_name() for task in asyncio.all_tasks() if "probe" in task.get_name()]
+
+    assert asyncio.run(main()) == []
+
+
 def test_asyncio_probing_ends_with_its_loop_and_goes_on_in_the_next(own_server: Server, prefix: str) -> None:
     service = AsyncResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", BUCKET)

@@ -48,6 +48,9 @@ class Backend(Protocol):
     async def check(self) -> None:
         """Asks Redis now. Raises `StoreUnavailableError` or `StoreConfigurationError`."""
 
+    async def close(self) -> None:
+        """Reports what was counted and ends what still runs; the backend can be used again."""
+
     async def sleep(self, seconds: float) -> None:
         """Waits, without polling."""
 

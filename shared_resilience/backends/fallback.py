@@ -67,6 +67,9 @@ class FallbackBackend:
             except StoreError as error:
                 logger.warning("the heartbeat failed: %s", error)
 
+    async def close(self) -> None:
+        await self.refresh()
+
     async def check(self) -> None:
         try:
             await self._beat(force=True)
@@ -185,8 +188,15 @@ class FallbackBackend:
 class AsyncFallbackBackend(FallbackBackend):
     """The same for asyncio: waiting and probing are tasks."""
 
+    _prober: asyncio.Task[None] | None = None
+
     def ticket(self) -> Ticket:
         return TaskTicket()
+
+    async def close(self) -> None:
+        if self._prober is not None and self._prober.get_loop() is asyncio.get_running_loop():
+            self._prober.cancel()
+        await super().close()
 
     async def sleep(self, seconds: float) -> None:
         await self._process.clock.async_sleep(seconds)
@@ -197,5 +207,5 @@ class AsyncFallbackBackend(FallbackBackend):
             await self._probe()
 
         loop = asyncio.get_running_loop()
-        task = loop.create_task(probe(), name="shared_resilience-probe")
+        task = self._prober = loop.create_task(probe(), name="shared_resilience-probe")
         return lambda: not task.done() and loop.is_running()

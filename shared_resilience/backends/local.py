@@ -37,6 +37,9 @@ class LocalBackend:
     async def check(self) -> None:
         """There is nothing that could be away."""
 
+    async def close(self) -> None:
+        """There is nothing to report."""
+
     async def sleep(self, seconds: float) -> None:
         self._process.clock.sleep(seconds)
 
