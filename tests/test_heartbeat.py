@@ -143,7 +143,8 @@ _numbers = itertools.count()
 
 def random_beats(seed: int) -> list[tuple[int, Command[Any]]]:
     source = random.Random(seed)
-    now, history = START, []
+    now = START
+    history: list[tuple[int, Command[Any]]] = []
     stem = f"beat:{{{next(_numbers)}}}"
     keys = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", f"{stem}:overrides")
     for _ in range(200):
