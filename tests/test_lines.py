@@ -66,7 +66,7 @@ class Queue:
         if form == "asyncio":
             self._limiter = service.aio.get_or_create_rate_limiter("search")
             self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever)
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
         self._service = service
 
@@ -87,7 +87,7 @@ class Queue:
         if self._form == "asyncio":
             return asyncio.run_coroutine_threadsafe(self._task(name, key, timeout), self._loop)
         future: Future[None] = Future()
-        threading.Thread(target=self._in_thread, args=(future, name, key, timeout)).start()
+        threading.Thread(target=self._in_thread, args=(future, name, key, timeout), daemon=True).start()
         return future
 
     def join(self, *names: str, timeout: float | None = None) -> list[Future[None]]:

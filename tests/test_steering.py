@@ -299,7 +299,7 @@ def test_the_service_sets_and_clears_overrides_for_the_fleet(
     assert elsewhere.peek().limit == api(limiter.peek()).limit == 10
 
 
-def test_the_service_sets_rates_and_windows_as_exactly_as_they_are_configured(api: Api) -> None:
+def test_the_service_sets_rates_as_exactly_as_they_are_configured(api: Api, events: list[Event]) -> None:
     limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(1, 5), remember_refusals=False)
     api(limiter.try_acquire())
     api(api.service.set_override("search", "limit.token_bucket.refill_rate", 0.125))
@@ -309,6 +309,7 @@ def test_the_service_sets_rates_and_windows_as_exactly_as_they_are_configured(ap
 
     api(api.service.clear_override("search", "limit.token_bucket.refill_rate"))
     assert api(limiter.try_acquire()).retry_after == 0.2
+    assert {event.name for event in events} == {"limit.refused"}
 
 
 @pytest.mark.parametrize(
