@@ -84,8 +84,22 @@ def verdicts(output: str) -> list[str]:
 # --- the whole demo
 
 
-def test_the_demo_needs_no_redis_and_keeps_all_its_promises(redis_url: str) -> None:
-    code, output, errors = finish(start("demo", "--seconds", "2"))
+Run = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def runs(redis_url: str) -> tuple[Run, ...]:
+    """Three runs at the same time: with an embedded server, and two on one server, the second of them with `--keep`."""
+    started = (
+        start("demo", "--seconds", "2"),
+        start("demo", "--seconds", "1", REDIS_URL=redis_url),
+        start("demo", "--seconds", "1", "--keep", REDIS_URL=redis_url),
+    )
+    return tuple(map(finish, started))
+
+
+def test_the_demo_needs_no_redis_and_keeps_all_its_promises(runs: tuple[Run, ...]) -> None:
+    code, output, errors = runs[0]
 
     assert (code, errors) == (0, ""), output + errors
     assert verdicts(output) == ["yes"] * 10
@@ -94,30 +108,15 @@ def test_the_demo_needs_no_redis_and_keeps_all_its_promises(redis_url: str) -> N
     assert "Its slack of 5" in output
 
 
-@pytest.fixture(scope="module")
-def runs(redis_url: str) -> tuple[tuple[int, str, str], tuple[int, str, str]]:
-    """Two runs at the same time on one server, the second with `--keep`."""
-    both = (
-        start("demo", "--seconds", "1", REDIS_URL=redis_url),
-        start("demo", "--seconds", "1", "--keep", REDIS_URL=redis_url),
-    )
-    first, second = map(finish, both)
-    return first, second
-
-
-def test_on_a_server_of_the_user_all_keys_of_a_run_are_gone_afterwards(
-    redis_url: str, runs: tuple[tuple[int, str, str], ...]
-) -> None:
-    code, output, errors = runs[0]
+def test_on_a_server_of_the_user_all_keys_of_a_run_are_gone_afterwards(redis_url: str, runs: tuple[Run, ...]) -> None:
+    code, output, errors = runs[1]
 
     assert (code, errors) == (0, ""), output + errors
     assert keys(redis_url, prefix_in(output) + "*") == []
 
 
-def test_with_keep_the_keys_stay_and_the_demo_says_how_to_look_at_them(
-    redis_url: str, runs: tuple[tuple[int, str, str], ...]
-) -> None:
-    code, output, errors = runs[1]
+def test_with_keep_the_keys_stay_and_the_demo_says_how_to_look_at_them(redis_url: str, runs: tuple[Run, ...]) -> None:
+    code, output, errors = runs[2]
 
     assert (code, errors) == (0, ""), output + errors
     prefix = prefix_in(output)

@@ -218,7 +218,7 @@ def decide(models: list[Model], call: Call) -> Expected:
     if call.verb == "take" and wait == 0:
         for model in models:
             model.take(now, call.cost)
-    return Expected(wait == 0, wait, delay if wait == 0 else 0, [model.remaining(now) for model in models])
+    return Expected(wait == 0, wait, delay, [model.remaining(now) for model in models])
 
 
 @pytest.mark.parametrize("resource", RESOURCES)

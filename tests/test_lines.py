@@ -234,7 +234,6 @@ def test_a_task_that_is_cancelled_leaves_the_line_from_wherever_it_stands(queue:
     assert [queue.serve_next() for _ in range(2)] == names
 
 
-@pytest.mark.xfail(strict=True, reason="whose patience ends in the middle of the line asks Redis, and may be served")
 def test_who_runs_out_of_patience_does_not_overtake_those_before(queue: Queue) -> None:
     queue.join("1st")
     queue.first_sleeps()

@@ -265,10 +265,6 @@ def test_a_reservation_does_not_wait_in_vain(api: Api, limit: Any, wait: float) 
     assert api.clock.monotonic() == before
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a leaky bucket whose queue is longer than the timeout is asked again each time the difference has passed",
-)
 def test_nobody_waits_in_vain_for_a_turn_that_comes_after_the_timeout(api: Api) -> None:
     limiter = api.service.get_or_create_rate_limiter("model", LeakyBucket(4, 2))
     api(limiter.try_acquire(cost=3))  # there is room for one more, whose turn comes in 1.5 s

@@ -18,14 +18,14 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "heartbeat": "12ba626012b90977e8aae29f2ff682274788a1a4",
+    "heartbeat": "c95927b579d05f173e1e58508ce574a6ab7930a8",
     "heartbeat_roster": "cb41e5dabfe19b185e6e17825e4c07f58c06b482",
-    "rate_limiter": "35eddd7aee9916bf16979887b01dc04bc40e0c07",
+    "rate_limiter": "20442b9e3e2039fd3f8e70b0af8925c04b51abc6",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "9d3f4983303f1e8610a005dd192d1102ae833ac8",
-    "rate_limiter_peek": "79716e15344cdd102dcb6b268e0714e606416b25",
+    "rate_limiter_pause": "08bc1168638fae8b8c6a9e85e72c75b96283afdb",
+    "rate_limiter_peek": "cc8dfcdfe5e8bdabf775e9e5e0bf61405cc41581",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "41bd9c6ce3b78d8de25e993ebed9f6fa664de988",
+    "rate_limiter_settle": "44002054373b330b304a5f6e2169bc8dcf2709b0",
 }
 
 

@@ -54,6 +54,16 @@ class FallbackBackend:
         process.guard.answered()
         return command.operation.decode(reply, "redis")
 
+    async def keep_up(self, resource: Resource) -> None:
+        process = self._process
+        now = resource.last_used = self.monotonic()
+        era = process.guard.era
+        if process.guard.usable and process.heartbeat.due(now):
+            try:
+                await self._beat_on_the_way()
+            except StoreError as error:
+                self._note(error, resource, era)
+
     def source(self) -> Source:
         return "redis" if self._process.guard.usable else "local"
 
@@ -71,11 +81,15 @@ class FallbackBackend:
         await self.refresh()
 
     async def check(self) -> None:
+        guard = self._process.guard
+        era = guard.era
         try:
             await self._beat(force=True)
         except StoreError as error:
+            if error.fault not in (*HARMLESS, Fault.CONFIGURATION):
+                guard.lost(error, era)
             raise error.public() from error
-        self._process.guard.recovered()
+        guard.recovered()
 
     async def _beat(self, force: bool) -> None:
         """Sends the heartbeat, if it is due or asked for. Raises `StoreError`."""
