@@ -81,15 +81,11 @@ class FallbackBackend:
         await self.refresh()
 
     async def check(self) -> None:
-        guard = self._process.guard
-        era = guard.era
         try:
             await self._beat(force=True)
         except StoreError as error:
-            if error.fault not in (*HARMLESS, Fault.CONFIGURATION):
-                guard.lost(error, era)
             raise error.public() from error
-        guard.recovered()
+        self._process.guard.recovered()
 
     async def _beat(self, force: bool) -> None:
         """Sends the heartbeat, if it is due or asked for. Raises `StoreError`."""
