@@ -38,7 +38,7 @@ redis.call("PEXPIRE", KEYS[3], DAY_MS)
 
 overrides.read(KEYS[4])
 local counters = redis.call("HGETALL", KEYS[3])
-local reply = { alive, overrides.paused(KEYS[4], now, false), #counters / 2, unpack(counters) }
+local reply = { alive, overrides.paused(KEYS[4], now, true), #counters / 2, unpack(counters) }
 for field, value in pairs(overrides.fields) do
   reply[#reply + 1] = field
   reply[#reply + 1] = value

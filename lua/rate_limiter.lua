@@ -11,8 +11,8 @@
 --
 -- Reply: { allowed 0 | 1, number of the limit that the following speaks of (0: the resource is paused), its limit,
 --          remaining, microseconds until the call would pass (0 when allowed, -1: never), microseconds until the limit
---          is as if unused, microseconds that the caller has to wait before it goes on, time of the decision in
---          microseconds, an override that was ignored or "" }
+--          is as if unused, microseconds before the call could go on at the earliest, time of the decision in
+--          microseconds, the fields of overrides that were ignored, separated by spaces }
 --          Of the tightest limit when allowed, of the one that refuses longest when not.
 --- @include "clock"
 --- @include "limits"
@@ -31,7 +31,7 @@ if left > 0 then
   return reply_paused(limits, left, now)
 end
 local keeper, wait = longest_wait(limits, cost, max_delay)
-local delay = wait == 0 and longest_delay(limits) or 0
+local delay = longest_delay(limits)
 for _, limit in ipairs(limits) do
   if wait == 0 then
     limit.kind.take(limit, cost)

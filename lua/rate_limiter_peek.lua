@@ -19,4 +19,4 @@ if left > 0 then
   return reply_paused(limits, left, now)
 end
 local keeper, wait = longest_wait(limits, cost, max_delay)
-return reply_of(limits, keeper, wait, wait == 0 and longest_delay(limits) or 0, now)
+return reply_of(limits, keeper, wait, longest_delay(limits), now)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from shared_resilience import scripts
+from shared_resilience.demo import command_line as demo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     script = commands.add_parser("script", help="print a composed Lua script, to read or to run with redis-cli --eval")
     script.add_argument("name", choices=scripts.names(), metavar="NAME", help=", ".join(scripts.names()))
     script.set_defaults(run=_script)
+    demo.add_commands(commands)
     arguments = parser.parse_args(argv)
     code: int = arguments.run(arguments)
     return code

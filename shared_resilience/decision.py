@@ -13,8 +13,8 @@ class Decision(NamedTuple):
     `limit` is the largest burst, `remaining` how much of it is left, both as counts; in a local decision they are this
     process's share. `retry_after` is the seconds until the same call would pass (0 when allowed, `inf`: never),
     `reset_after` the seconds until the limit is as if unused, `delay` the seconds that an allowed call must wait before
-    it goes on. `limited_by` is the label of the limit that refused, else None. `source` is who decided: `"redis"`
-    (the whole fleet's state) or `"local"` (this process alone).
+    it goes on, and a refused one would have to at least. `limited_by` is the label of the limit that refused, or None.
+    `source` is who decided: `"redis"` (the whole fleet's state) or `"local"` (this process alone).
     """
 
     allowed: bool

@@ -168,7 +168,8 @@ def beat(states: tuple[State, ...], now: int, worker: str, horizon: int, fields:
     counters = [item for pair in stats.items() for item in pair]
     changes = [item for pair in overrides.fields.items() for item in pair]
     reply = (len(workers), overrides.paused(now), len(stats), *counters, *changes)
-    return Step((workers, config or None, stats or None, stored), (_ttl(horizon), DAY_MS, DAY_MS, None), reply)
+    states = (workers, config or None, stats or None, overrides.stored)
+    return Step(states, (_ttl(horizon), DAY_MS, DAY_MS, 0 if overrides.changed else None), reply)
 
 
 def enrol(states: tuple[State, ...], now: int, horizon: int, *members: str) -> Step:

@@ -21,7 +21,7 @@ DENIED: Reply = (0, 1, 0, 0, 1_000_000, 0, 0, 0, "")
 
 
 class Answer:
-    """A reply, decoded: the decision, its time on the deciding clock in µs, and an override that was ignored."""
+    """A reply, decoded: the decision, its time on the deciding clock in µs, and overrides that were ignored."""
 
     __slots__ = ("decided_us", "decision", "ignored")
 

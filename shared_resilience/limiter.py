@@ -86,7 +86,7 @@ class Limiter(Component):
         self.commands = LimitCommands(config.limits)
         self.refusals = Refusals()
         self._lines = Lines()
-        self._prefix = process.prefix
+        self._process = process
         self._events = process.events
         self._labels = tuple(limit.label for limit in config.limits)
         self._most = min(limit.most for limit in config.limits)
@@ -116,7 +116,7 @@ class Limiter(Component):
     async def peek(self, backend: Backend, key: Key, cost: int) -> Decision:
         texts = self._texts(key)
         self.check_cost(cost)
-        if (left := self._pause_left(backend)) > 0:
+        if (left := await self._pause_left(backend)) > 0:
             return self._paused(left, backend)
         return (await self.run(backend, self.commands.peek(self.keys(texts), cost, self.told()))).decision
 
@@ -128,10 +128,10 @@ class Limiter(Component):
 
     async def pause(self, backend: Backend, seconds: float) -> None:
         validation.number("seconds", seconds, 0, self.config.max_pause)
-        length_us = math.ceil(seconds * 1e6)
-        left_us = await backend.run(
-            Command(PAUSE_FOR, (self.resource.keys.overrides,), (length_us,)), self.resource, self.config.on_outage
-        )
+        command = Command(PAUSE_FOR, (self.resource.keys.overrides,), (math.ceil(seconds * 1e6),))
+        on_outage: OnOutage = "raise" if self.config.on_outage == "raise" else "local"
+        left_us = await backend.run(command, self.resource, on_outage)
+        self._process.local.execute(command)  # should Redis be lost before the heartbeat brings it
         self.resource.paused_until = backend.monotonic() + left_us / 1e6
         self.refusals.clear()
 
@@ -150,15 +150,19 @@ class Limiter(Component):
 
     async def run(self, backend: Backend, command: Command[Answer]) -> Answer:
         answer = await backend.run(command, self.resource, self.config.on_outage)
-        if answer.ignored and answer.ignored not in self._ignored:
-            self._ignored.add(answer.ignored)
-            self._events.emit("override.ignored", self.name, field=answer.ignored)
+        self._note_ignored(answer.ignored)
         return answer
+
+    def _note_ignored(self, fields: str) -> None:
+        for field in fields.split():
+            if field not in self._ignored:
+                self._ignored.add(field)
+                self._events.emit("override.ignored", self.name, field=field)
 
     def keys(self, texts: Texts) -> tuple[str, ...]:
         keys = self.resource.keys
         if self.config.partitioned:
-            keys = ResourceKeys(self._prefix, self.name, partition=texts[0])
+            keys = ResourceKeys(self._process.prefix, self.name, partition=texts[0])
         return keys.overrides, *map(keys.limit, self._labels, self._key_parts(texts))
 
     def _key_parts(self, texts: Texts) -> Texts:
@@ -172,6 +176,7 @@ class Limiter(Component):
         for start in range(0, len(told), PER_LIMIT):
             kind, label, *numbers = told[start : start + PER_LIMIT]
             changed += [kind, label, *overrides.in_force(str(kind), str(label), *map(int, numbers))]
+        self._note_ignored(overrides.ignored)
         return tuple(changed)
 
     def check_cost(self, cost: int) -> None:
@@ -194,8 +199,8 @@ class Limiter(Component):
         place = (id(backend), texts)  # a thread that blocks an event loop must not wait for a task of that loop
         first = self._lines.join(place, ticket)
         try:
-            if not first:
-                await ticket.wait(end - backend.monotonic())
+            if not first and not await ticket.wait(end - backend.monotonic()):
+                raise self._exceeded(texts, self._out_of_patience(backend))
             answer = await self._wait_for_room(backend, texts, cost, end)
         finally:
             self._lines.leave(place, ticket)
@@ -211,10 +216,18 @@ class Limiter(Component):
             if decision.allowed:
                 self._note(decision, texts)
                 return answer
-            if decision.retry_after == math.inf or decision.retry_after > end - backend.monotonic():
-                self._note(decision, texts)
-                raise RateLimitExceeded(self.name, "/".join(dict.fromkeys(texts)), decision)
+            # In a leaky bucket the turn comes no sooner by coming back later.
+            soonest = max(decision.retry_after, decision.delay)
+            if soonest == math.inf or soonest > end - backend.monotonic():
+                raise self._exceeded(texts, decision)
             await backend.sleep(decision.retry_after)
+
+    def _exceeded(self, texts: Texts, decision: Decision) -> RateLimitExceeded:
+        return RateLimitExceeded(self.name, "/".join(dict.fromkeys(texts)), self._note(decision, texts))
+
+    def _out_of_patience(self, backend: Backend) -> Decision:
+        """The refusal of who stood behind others for as long as it could: nobody has asked when its turn would come."""
+        return Decision(False, self._most, 0, 0.0, 0.0, 0.0, self._labels[0], backend.source())
 
     async def _decide(self, backend: Backend, texts: Texts, cost: int, max_delay: float, exact: bool = False) -> Answer:
         self.check_cost(cost)
@@ -223,7 +236,7 @@ class Limiter(Component):
             known = self.refusals.find(texts, cost, max_delay, backend.monotonic(), exact)
             if known is not None:
                 return Answer.of(known)
-        if (left := self._pause_left(backend)) > 0:
+        if (left := await self._pause_left(backend)) > 0:
             return Answer.of(self._in_shadow(self._paused(left, backend)))
         max_delay_us = -1 if max_delay == math.inf else int(max_delay * 1e6)
         answer = await self.run(backend, self.commands.take(self.keys(texts), cost, max_delay_us, self.told()))
@@ -232,9 +245,12 @@ class Limiter(Component):
         answer.decision = self._in_shadow(answer.decision)
         return answer
 
-    def _pause_left(self, backend: Backend) -> float:
+    async def _pause_left(self, backend: Backend) -> float:
         """Seconds for which a partitioned resource is paused; the script sees to that of the others."""
-        return self.resource.paused_until - backend.monotonic() if self.config.partitioned else 0.0
+        if not self.config.partitioned:
+            return 0.0
+        await backend.keep_up(self.resource)
+        return self.resource.paused_until - backend.monotonic()
 
     def _paused(self, left: float, backend: Backend) -> Decision:
         return Decision(False, self._most, 0, left, left, 0.0, PAUSE, backend.source())

@@ -57,7 +57,7 @@ def take(states: Sequence[State], now: int, cost: int, share: int, max_delay: in
     if left > 0:
         return _step(overrides, limits, _reply_paused(overrides, limits, left, now))
     keeper, wait = _longest_wait(limits, cost, max_delay)
-    delay = max(limit.delay() for limit in limits) if wait == 0 else 0
+    delay = max(limit.delay() for limit in limits)
     for limit in limits:
         if wait == 0:
             limit.take(cost)
@@ -73,7 +73,7 @@ def peek(states: Sequence[State], now: int, cost: int, share: int, max_delay: in
     if left > 0:
         return Step(states, (None,) * len(states), _reply_paused(overrides, limits, left, now))
     keeper, wait = _longest_wait(limits, cost, max_delay)
-    delay = max(limit.delay() for limit in limits) if wait == 0 else 0
+    delay = max(limit.delay() for limit in limits)
     return Step(states, (None,) * len(states), _reply(overrides, limits, keeper, wait, delay, now))
 
 

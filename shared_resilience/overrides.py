@@ -52,14 +52,17 @@ class Overrides:
             return None
         if _DECIMAL.fullmatch(text) and low <= float(text) <= high:
             return float(text)
-        self.ignored = field
+        self._ignore(field)
         return None
+
+    def _ignore(self, field: str) -> None:
+        self.ignored = f"{self.ignored} {field}".strip()
 
     def count(self, field: str) -> int | None:
         """The integer that overrides `field`."""
         number = self.number(field, 1, LARGEST_COUNT)
         if number is not None and not number.is_integer():
-            self.ignored = field
+            self._ignore(field)
             return None
         return None if number is None else int(number)
 

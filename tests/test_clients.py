@@ -14,7 +14,7 @@ import redis
 from redis import asyncio as async_redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
-from servers import Server, binary_of, free_port
+from servers import PATIENT, Server, binary_of, free_port
 
 from shared_resilience import (
     AsyncResilienceService,
@@ -56,7 +56,7 @@ def test_a_users_client_of_any_kind_is_used(
 ) -> None:
     pool = kind(port=server.port, decode_responses=decode, protocol=protocol)
     with redis.Redis(connection_pool=pool) as client:
-        service = ResilienceService(client, prefix=prefix)
+        service = ResilienceService(client, prefix=prefix, command_timeout=PATIENT)
 
         assert [(decision.remaining, decision.source) for decision in (take(service), take(service))] == [
             (9, "redis"),
@@ -71,7 +71,7 @@ def test_a_users_client_of_any_kind_is_used(
 def test_a_users_asyncio_client_is_used(server: Server, prefix: str, decode: bool, protocol: int) -> None:
     async def main() -> list[Decision]:
         client = async_redis.Redis(port=server.port, decode_responses=decode, protocol=protocol)
-        service = AsyncResilienceService(async_client=client, prefix=prefix)
+        service = AsyncResilienceService(async_client=client, prefix=prefix, command_timeout=PATIENT)
         decisions = [await take_async(service), await take_async(service)]
         await service.close()
         await client.aclose()
@@ -98,13 +98,22 @@ class CountingRetry(Retry):
 def test_a_users_client_never_retries_for_us_but_still_does_for_its_user(prefix: str) -> None:
     policy = CountingRetry()
     client = redis.Redis(port=free_port(), retry=policy)
-    service = ResilienceService(client, prefix=prefix)
+    service = ResilienceService(client, prefix=prefix, command_timeout=PATIENT)
 
     assert take(service).source == "local"
     assert policy.calls == 0
     with pytest.raises(redis.ConnectionError):
         client.ping()
     assert policy.calls >= 1
+
+
+def test_what_a_users_client_retries_on_is_unchanged(prefix: str) -> None:
+    client = redis.Redis(retry=Retry(ConstantBackoff(0.001), 3), retry_on_error=[redis.ResponseError])
+    ResilienceService(client, prefix=prefix).get_or_create_rate_limiter("search")
+
+    connection = client.connection_pool.make_connection()
+
+    assert redis.ResponseError in connection.retry.theirs._supported_errors  # type: ignore[attr-defined]
 
 
 def test_a_frozen_server_costs_a_users_client_without_timeouts_one_command_timeout(
@@ -202,7 +211,7 @@ def locked_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 def test_a_wrong_password_is_one_clear_error_on_every_call(locked_server: Server, prefix: str) -> None:
     url = locked_server.url.replace("//", "//:wrong@")
-    service = ResilienceService.from_url(url, prefix=prefix)
+    service = ResilienceService.from_url(url, prefix=prefix, command_timeout=PATIENT)
 
     for _ in range(2):
         with pytest.raises(StoreConfigurationError, match="Check user and password") as caught:
@@ -219,7 +228,9 @@ def test_a_user_who_may_not_eval_gets_the_script_by_load(own_server: Server, pre
             *f"ACL SETUSER w on >pw resetkeys ~{prefix}:* -@all +evalsha +script|load +time".split(),
             *["+hmget", "+hset", "+pexpire", "+hincrby", "+hgetall", "+zadd", "+zremrangebyscore", "+zcard", "+del"],
         )
-    service = ResilienceService.from_url(own_server.url.replace("//", "//w:pw@"), prefix=prefix)
+    service = ResilienceService.from_url(
+        own_server.url.replace("//", "//w:pw@"), prefix=prefix, command_timeout=PATIENT
+    )
 
     assert take(service).source == "redis"
     service.check()
@@ -227,7 +238,7 @@ def test_a_user_who_may_not_eval_gets_the_script_by_load(own_server: Server, pre
 
 
 def test_an_asyncio_service_lives_in_several_event_loops_one_after_the_other(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix)
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
 
     async def main() -> Decision:
         decision = await take_async(service.aio)
@@ -239,7 +250,7 @@ def test_an_asyncio_service_lives_in_several_event_loops_one_after_the_other(ser
 
 def test_a_users_asyncio_client_survives_the_end_of_an_event_loop(server: Server, prefix: str) -> None:
     client = async_redis.Redis(port=server.port)
-    service = AsyncResilienceService(async_client=client, prefix=prefix)
+    service = AsyncResilienceService(async_client=client, prefix=prefix, command_timeout=PATIENT)
 
     async def main(last: bool) -> Decision:
         decision = await take_async(service)
@@ -250,7 +261,7 @@ def test_a_users_asyncio_client_survives_the_end_of_an_event_loop(server: Server
 
 
 def test_a_thousand_tasks_share_a_few_connections(server: Server, prefix: str) -> None:
-    service = AsyncResilienceService.from_url(server.url, prefix=prefix, command_timeout=5)
+    service = AsyncResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(500, 0.001), remember_refusals=False)
 
     async def main() -> tuple[list[Decision], int]:
@@ -267,7 +278,7 @@ def test_a_thousand_tasks_share_a_few_connections(server: Server, prefix: str) -
 
 
 def test_a_cancelled_task_leaves_no_reply_behind_for_another(server: Server, prefix: str) -> None:
-    service = AsyncResilienceService.from_url(server.url, prefix=prefix, command_timeout=5)
+    service = AsyncResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(10_000, 0.001))
 
     async def main() -> list[int]:
@@ -286,7 +297,7 @@ def test_a_cancelled_task_leaves_no_reply_behind_for_another(server: Server, pre
 
 
 def test_threads_share_one_service(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=5)
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(500, 0.001), remember_refusals=False)
     granted = []
 
@@ -307,7 +318,7 @@ def test_threads_share_one_service(server: Server, prefix: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_starts_with_nothing_of_its_parents(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix)
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", BUCKET)
     before = limiter.try_acquire()
     parent = service.get_comprehensive_stats()["fleet"]["worker_id"]
@@ -333,8 +344,8 @@ def test_a_forked_child_starts_with_nothing_of_its_parents(server: Server, prefi
 
 
 def test_services_of_one_process_share_their_state_by_server_and_prefix(server: Server, prefix: str) -> None:
-    one = ResilienceService.from_url(server.url, prefix=prefix)
-    same = ResilienceService.from_url(server.url.replace("127.0.0.1", "127.0.0.1"), prefix=prefix)
+    one = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+    same = ResilienceService.from_url(server.url.replace("/0", ""), prefix=prefix, command_timeout=PATIENT)
     other = ResilienceService.from_url(server.url, prefix=prefix + "x")
 
     assert one._runtime.process is same._runtime.process is one.aio._runtime.process

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 from redis import asyncio as async_redis
-from servers import Server, binary_of, free_port, poll
+from servers import PATIENT, Server, binary_of, free_port, poll
 
 from shared_resilience import AsyncResilienceService, ResilienceService, StoreConfigurationError, TokenBucket
 
@@ -37,7 +37,7 @@ NAMES = [f"resource-{number}" for number in range(8)]  # spread over both primar
 
 def test_decisions_heartbeats_and_resets_work_in_a_cluster(cluster: list[Server], prefix: str) -> None:
     with redis.RedisCluster(host="127.0.0.1", port=cluster[0].port) as client:
-        service = ResilienceService(client, prefix=prefix)
+        service = ResilienceService(client, prefix=prefix, command_timeout=PATIENT)
         for name in NAMES:
             limiter = service.get_or_create_rate_limiter(name, BUCKET)
             assert [(d.remaining, d.source) for d in (limiter.try_acquire("a"), limiter.try_acquire("a"))] == [
@@ -53,7 +53,7 @@ def test_decisions_heartbeats_and_resets_work_in_a_cluster(cluster: list[Server]
 def test_asyncio_decisions_work_in_a_cluster(cluster: list[Server], prefix: str) -> None:
     async def main() -> list[tuple[int, str]]:
         client = async_redis.RedisCluster(host="127.0.0.1", port=cluster[0].port)
-        service = AsyncResilienceService(async_client=client, prefix=prefix)
+        service = AsyncResilienceService(async_client=client, prefix=prefix, command_timeout=PATIENT)
         decisions = [await service.get_or_create_rate_limiter(name, BUCKET).try_acquire() for name in NAMES]
         await service.close()
         await client.aclose()
@@ -64,7 +64,7 @@ def test_asyncio_decisions_work_in_a_cluster(cluster: list[Server], prefix: str)
 
 def test_a_slot_that_has_moved_is_found_again_by_the_same_call(cluster: list[Server], prefix: str) -> None:
     with redis.RedisCluster(host="127.0.0.1", port=cluster[0].port) as client:
-        service = ResilienceService(client, prefix=prefix)
+        service = ResilienceService(client, prefix=prefix, command_timeout=PATIENT)
         service.get_or_create_rate_limiter("other", BUCKET).try_acquire()
         slot = client.keyslot("{moving}")
         with cluster[0].client() as one, cluster[1].client() as two:
@@ -79,7 +79,7 @@ def test_a_slot_that_has_moved_is_found_again_by_the_same_call(cluster: list[Ser
 def test_a_client_for_one_server_is_told_that_this_is_a_cluster(cluster: list[Server], prefix: str) -> None:
     errors = []
     for server in cluster:
-        service = ResilienceService.from_url(server.url, prefix=prefix)
+        service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
         try:
             service.get_or_create_rate_limiter("search", BUCKET).try_acquire()
         except StoreConfigurationError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import Lane, runtime_on
-from servers import Server
+from servers import PATIENT, Server
 
 from shared_resilience import ResilienceService, TokenBucket, scripts
 from shared_resilience.backends import step
@@ -43,7 +43,7 @@ def counted(own_server: Server) -> Server:
 
 
 def test_a_decision_is_one_trip_and_a_remembered_refusal_none(counted: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(counted.url, prefix=prefix)
+    service = ResilienceService.from_url(counted.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(50, 0.001))
     for _ in range(500):
         limiter.try_acquire()

@@ -34,7 +34,7 @@ def test_there_is_room_for_the_capacity_and_no_more() -> None:
     answers = [queue.take(START) for _ in range(4)]
 
     assert [answer.allowed for answer in answers] == [1, 1, 1, 0]
-    assert [answer.delay for answer in answers] == [0, 100_000, 200_000, 0]
+    assert [answer.delay for answer in answers] == [0, 100_000, 200_000, 300_000]
     assert answers[3].retry_after == 100_000
 
 

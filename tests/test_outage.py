@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import Api
-from servers import Server, free_port, poll
+from servers import PATIENT, Server, free_port, poll
 
 from shared_resilience import (
     AsyncResilienceService,
@@ -82,7 +82,7 @@ class Load:
 
 @pytest.fixture
 def load(form: str, own_server: Server, prefix: str) -> Iterator[Load]:
-    load = Load(form, own_server.url, prefix)
+    load = Load(form, own_server.url, prefix, command_timeout=PATIENT)
     yield load
     load.stop()
 
@@ -193,7 +193,8 @@ def test_on_outage_may_raise_and_be_set_for_the_whole_service(prefix: str) -> No
 
 def test_local_decisions_take_the_share_of_the_live_workers(own_server: Server, prefix: str) -> None:
     services = [
-        ResilienceService.from_url(own_server.url, prefix=prefix, worker_id=f"w{number}") for number in range(4)
+        ResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=PATIENT, worker_id=f"w{number}")
+        for number in range(4)
     ]
     limiters = [service.get_or_create_rate_limiter("search", BUCKET, remember_refusals=False) for service in services]
     for limiter in limiters:
@@ -218,7 +219,7 @@ def test_expected_workers_divide_until_redis_has_told(prefix: str) -> None:
 
 def test_a_key_of_the_wrong_type_is_decided_locally_and_reported(server: Server, prefix: str) -> None:
     events: list[Event] = []
-    service = ResilienceService.from_url(server.url, prefix=prefix, listeners=[events.append])
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT, listeners=[events.append])
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(2, 0.001), remember_refusals=False)
     with server.client() as admin:
         admin.set(f"{prefix}:{{search}}:limit:token_bucket", "mine")
@@ -239,7 +240,7 @@ def test_a_key_of_the_wrong_type_is_decided_locally_and_reported(server: Server,
 def test_a_password_that_is_changed_later_is_an_outage_with_one_error_log(
     own_server: Server, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service = ResilienceService.from_url(own_server.url, prefix=prefix)
+    service = ResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", BUCKET)
     assert limiter.try_acquire().source == "redis"
     with own_server.client() as admin:
@@ -268,8 +269,19 @@ def test_the_local_store_is_bounded_and_forgets_idle_keys() -> None:
     assert len(local) == 2
 
 
+def test_closing_ends_a_probe_that_is_still_waiting(prefix: str) -> None:
+    async def main() -> list[str]:
+        service = AsyncResilienceService.from_url(f"redis://127.0.0.1:{free_port()}", prefix=prefix)
+        await service.get_or_create_rate_limiter("search", BUCKET).try_acquire()
+        await service.close()
+        await asyncio.sleep(0)
+        return [task.get_name() for task in asyncio.all_tasks() if "probe" in task.get_name()]
+
+    assert asyncio.run(main()) == []
+
+
 def test_asyncio_probing_ends_with_its_loop_and_goes_on_in_the_next(own_server: Server, prefix: str) -> None:
-    service = AsyncResilienceService.from_url(own_server.url, prefix=prefix)
+    service = AsyncResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", BUCKET)
 
     async def until(source: str) -> None:

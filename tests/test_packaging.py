@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from servers import Server
 
 ROOT = Path(__file__).parent.parent
 LOAD = (
@@ -64,6 +65,25 @@ def test_the_sdist_holds_what_the_wheel_is_made_of(built: tuple[Path, Path]) -> 
         names = [name.partition("/")[2] for name in sdist.getnames()]
 
     assert {"lua/rate_limiter.lua", "shared_resilience/service.py", "LICENSE", "README.md"} <= set(names)
+
+
+ASK = (
+    "import asyncio, sys; from shared_resilience import ResilienceService, TokenBucket;"
+    "assert 'hiredis' not in sys.modules;"
+    "service = ResilienceService.from_url(sys.argv[1], command_timeout=10);"
+    "print(service.get_or_create_rate_limiter('a', TokenBucket(2, 1)).try_acquire().source);"
+    "limiter = service.aio.get_or_create_rate_limiter('a');"
+    "print(asyncio.run(limiter.try_acquire()).source)"
+)
+
+
+def test_an_installed_wheel_needs_nothing_but_redis_py_to_ask_a_server(
+    built: tuple[Path, Path], fresh: Path, server: Server
+) -> None:
+    run(fresh, "-m", "pip", "install", "--quiet", built[1], cwd=fresh.parent)
+
+    assert "hiredis" not in run(fresh, "-m", "pip", "list", cwd=fresh.parent)
+    assert run(fresh, "-c", ASK, server.url, cwd=fresh.parent).split() == ["redis", "redis"]
 
 
 def test_an_installed_wheel_loads_every_script(built: tuple[Path, Path], fresh: Path) -> None:

@@ -1,7 +1,8 @@
-"""Reservations: what is taken as an estimate, and settled, cancelled or left as it is."""
+"""Reservations: a cost is estimated before a call and settled after it."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,159 +10,319 @@ from conftest import Api
 
 from shared_resilience import LeakyBucket, RateLimitExceeded, SlidingWindow, TokenBucket
 
+SLOW = 1e-6
+LIMITS = [TokenBucket(10, SLOW), SlidingWindow(10, 3600), SlidingWindow(10, 3600, exact=False), LeakyBucket(10, SLOW)]
+ids = ["token_bucket", "sliding_window", "coarse_window", "leaky_bucket"]
+
 
 @pytest.fixture
 def limiter(api: Api) -> Any:
-    return api.service.get_or_create_rate_limiter("tokens", TokenBucket(100, 0.001))
+    return api.service.get_or_create_rate_limiter("model", TokenBucket(10, SLOW))
 
 
-@pytest.mark.parametrize(("actual", "left"), [(0, 100), (30, 70), (50, 50), (80, 20), (150, 0)])
-def test_settling_takes_what_was_used_and_nothing_else(api: Api, limiter: Any, actual: int, left: int) -> None:
-    reservation = api(limiter.reserve("user:42", 50))
+@pytest.fixture(params=LIMITS, ids=ids)
+def of_each_kind(request: pytest.FixtureRequest, api: Api) -> Any:
+    return api.service.get_or_create_rate_limiter("model", request.param)
+
+
+def inside(api: Api, reservation: Any, work: Any) -> None:
+    """Calls `work(reservation)` inside the context manager of either form."""
+    if api.form == "sync":
+        with reservation as entered:
+            work(entered)
+        return
+
+    async def body() -> None:
+        async with reservation as entered:
+            outcome = work(entered)
+            if outcome is not None:
+                await outcome
+
+    api(body())
+
+
+def test_a_reservation_takes_its_estimate_and_tells_the_decision(api: Api, of_each_kind: Any, place: str) -> None:
+    reservation = api(of_each_kind.reserve("user:42", 4))
+
+    assert (reservation.cost, reservation.decision.allowed, reservation.decision.remaining) == (4, True, 6)
+    assert reservation.decision.source == ("local" if place == "local" else "redis")
+    assert api(of_each_kind.peek("user:42")).remaining == 6
+    assert api(of_each_kind.peek("user:43")).remaining == 10
+
+
+@pytest.mark.parametrize(("actual", "remaining"), [(0, 10), (1, 9), (3, 7), (4, 6), (5, 5), (10, 0)])
+def test_settling_leaves_what_the_call_has_really_used(
+    api: Api, of_each_kind: Any, actual: int, remaining: int
+) -> None:
+    reservation = api(of_each_kind.reserve("a", 4))
     api(reservation.settle(actual))
 
-    assert api(limiter.peek("user:42")).remaining == left
-    assert api(limiter.peek()).remaining == 100
+    assert api(of_each_kind.peek("a")).remaining == remaining
 
 
-def test_what_exceeds_the_estimate_beyond_all_room_is_debt_that_later_calls_wait_for(api: Api) -> None:
-    limiter = api.service.get_or_create_rate_limiter("tokens", TokenBucket(100, 10))
-    api(api(limiter.reserve(cost=50)).settle(150))
+def test_settling_leaves_what_others_have_taken_meanwhile(api: Api, of_each_kind: Any) -> None:
+    reservation = api(of_each_kind.reserve(cost=4))
+    api(of_each_kind.try_acquire(cost=3))
+    api(reservation.settle(1))
 
-    assert api(limiter.try_acquire()).retry_after == pytest.approx(5.1)
+    assert api(of_each_kind.peek()).remaining == 6
 
 
-def test_a_reservation_tells_its_cost_its_decision_and_its_state(api: Api, limiter: Any) -> None:
-    reservation = api(limiter.reserve(cost=40))
-    before = repr(reservation)
+def test_cancelling_gives_everything_back(api: Api, of_each_kind: Any) -> None:
+    reservation = api(of_each_kind.reserve(cost=10))
+    assert not api(of_each_kind.allow())
     api(reservation.cancel())
 
-    assert (reservation.cost, reservation.decision.remaining) == (40, 60)
-    assert before == f"{type(reservation).__name__}('tokens', cost=40, open)"
-    assert repr(reservation) == f"{type(reservation).__name__}('tokens', cost=40, settled)"
+    assert api(of_each_kind.try_acquire(cost=10)).allowed
 
 
 @pytest.mark.parametrize("first", ["settle", "cancel"])
 @pytest.mark.parametrize("second", ["settle", "cancel"])
-def test_a_reservation_ends_once(api: Api, limiter: Any, first: str, second: str) -> None:
-    reservation = api(limiter.reserve(cost=40))
-    ways = {"settle": lambda: reservation.settle(10), "cancel": lambda: reservation.cancel()}
-    api(ways[first]())
-    left = api(limiter.peek()).remaining
+def test_a_reservation_is_settled_once(api: Api, limiter: Any, first: str, second: str) -> None:
+    reservation = api(limiter.reserve(cost=4))
+    arguments = {"settle": (2,), "cancel": ()}
+    api(getattr(reservation, first)(*arguments[first]))
+    before = api(limiter.peek()).remaining
 
-    with pytest.raises(RuntimeError, match="cost=40, settled\\) has been settled or cancelled before"):
-        api(ways[second]())
-
-    assert api(limiter.peek()).remaining == left
-
-
-@pytest.mark.parametrize("actual", [-1, 1.5, True, "7", 10**9 + 1])
-def test_a_wrong_actual_is_refused_and_the_reservation_stays_open(api: Api, limiter: Any, actual: Any) -> None:
-    reservation = api(limiter.reserve(cost=40))
-
-    with pytest.raises(ValueError, match=r"actual is .*, but must be an integer from 0 to 1000000000"):
-        api(reservation.settle(actual))
-    api(reservation.settle(0))
-
-    assert api(limiter.peek()).remaining == 100
+    with pytest.raises(RuntimeError, match=r"'model', cost=4, settled\) has been settled or cancelled before"):
+        api(getattr(reservation, second)(*arguments[second]))
+    assert api(limiter.peek()).remaining == before
 
 
-async def _managed(reservation: Any, actual: int | None, error: type[BaseException] | None) -> None:
-    async with reservation:
-        if actual is not None:
-            await reservation.settle(actual)
-        if error:
-            raise error
+def test_an_exception_cancels_and_passes(api: Api, limiter: Any) -> None:
+    def fail(reservation: Any) -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        inside(api, api(limiter.reserve(cost=4)), fail)
+
+    assert api(limiter.peek()).remaining == 10
 
 
-def manage(api: Api, reservation: Any, actual: int | None, error: type[BaseException] | None) -> None:
-    """Uses the reservation as a context manager."""
-    if api.form == "asyncio":
-        api(_managed(reservation, actual, error))
-        return
-    with reservation:
-        if actual is not None:
-            reservation.settle(actual)
-        if error:
-            raise error
+def test_without_an_exception_the_estimate_stands(api: Api, limiter: Any) -> None:
+    reservation = api(limiter.reserve(cost=4))
+    inside(api, reservation, lambda entered: None)
+
+    assert api(limiter.peek()).remaining == 6
+    api(reservation.settle(1))
+    assert api(limiter.peek()).remaining == 9
 
 
-@pytest.mark.parametrize(("actual", "left"), [(None, 60), (10, 90)])
-def test_a_block_that_ends_well_leaves_the_estimate_or_what_was_settled(
-    api: Api, limiter: Any, actual: int | None, left: int
-) -> None:
-    manage(api, api(limiter.reserve(cost=40)), actual, None)
+def test_what_was_settled_inside_stays_settled_even_by_an_exception(api: Api, limiter: Any) -> None:
+    reservation = api(limiter.reserve(cost=4))
 
-    assert api(limiter.peek()).remaining == left
+    def settle(entered: Any) -> Any:
+        assert entered is reservation
+        return entered.settle(1)
 
+    inside(api, reservation, settle)
+    assert api(limiter.peek()).remaining == 9
 
-@pytest.mark.parametrize(("actual", "left"), [(None, 100), (10, 90)])
-def test_a_block_that_fails_cancels_what_was_not_settled(api: Api, limiter: Any, actual: int | None, left: int) -> None:
-    with pytest.raises(KeyError):
-        manage(api, api(limiter.reserve(cost=40)), actual, KeyError)
+    second = api(limiter.reserve(cost=4))
+    api(second.settle(3))
 
-    assert api(limiter.peek()).remaining == left
+    def fail(entered: Any) -> None:
+        raise LookupError
 
-
-def test_a_reservation_without_room_is_refused_at_once(api: Api, limiter: Any) -> None:
-    api(limiter.reserve("a", 100))
-    before = api.clock.monotonic()
-
-    with pytest.raises(RateLimitExceeded, match="rate limit 'tokens' \\(token_bucket\\) exceeded for key 'a'"):
-        api(limiter.reserve("a", 40))
-
-    assert api.clock.monotonic() == before
+    with pytest.raises(LookupError):
+        inside(api, second, fail)
+    assert api(limiter.peek()).remaining == 6
 
 
-def test_a_reservation_can_wait_for_room(api: Api) -> None:
-    limiter = api.service.get_or_create_rate_limiter("tokens", TokenBucket(10, 10))
-    api(limiter.reserve(cost=10))
-    before = api.clock.monotonic()
-
-    assert api(limiter.reserve(cost=10, timeout=1.5)).decision.allowed
-    assert api.clock.monotonic() - before == pytest.approx(1.0, abs=1e-5)
-    with pytest.raises(ValueError, match="timeout is -1"):
-        api(limiter.reserve(timeout=-1))
-
-
-def test_what_is_given_back_can_be_taken_at_once_though_a_refusal_was_remembered(api: Api, limiter: Any) -> None:
-    reservation = api(limiter.reserve(cost=100))
-    refused = api(limiter.try_acquire())
-    api(reservation.settle(60))
-
-    assert not refused.allowed
-    assert api(limiter.try_acquire()).allowed
-
-
-def test_a_window_gives_back_only_what_it_still_counts(api: Api) -> None:
-    limiter = api.service.get_or_create_rate_limiter("calls", SlidingWindow(10, 1))
-    early = api(limiter.reserve(cost=10))
-    api.clock.advance(1.5)
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_window_gives_nothing_back_that_has_left_it(api: Api, exact: bool) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", SlidingWindow(10, 10, exact))
+    slow, quick = api(limiter.reserve(cost=6)), api(limiter.reserve(cost=4))
+    api.clock.advance(9.0)
+    api(quick.settle(1))
+    api.clock.advance(2.0)
     api(limiter.try_acquire(cost=10))
-    api(early.cancel())
+    api(slow.settle(1))
 
     assert api(limiter.peek()).remaining == 0
 
 
-def test_all_limits_of_a_resource_are_settled(api: Api) -> None:
-    limiter = api.service.get_or_create_rate_limiter("both", TokenBucket(100, 0.001), LeakyBucket(50, 0.001))
-    api(api(limiter.reserve({"token_bucket": "a", "leaky_bucket": "b"}, 40)).settle(10))
+def test_a_window_gives_back_what_it_still_counts(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", SlidingWindow(10, 10))
+    reservation = api(limiter.reserve(cost=6))
+    api.clock.advance(9.9)
+    api(reservation.settle(1))
 
-    assert api(limiter.peek({"token_bucket": "a"})).limit == 50
-    assert api(limiter.peek({"token_bucket": "a", "leaky_bucket": "b"})).remaining == 40
-    assert (
-        api(
-            limiter.peek({"token_bucket": "a", "leaky_bucket": "c"}),
-        ).remaining
-        == 50
-    )
+    assert api(limiter.peek()).remaining == 9
+    api.clock.advance(0.2)
+    assert api(limiter.peek()).remaining == 10
 
 
-def test_a_reservation_in_shadow_that_would_have_been_refused_takes_and_gives_nothing(api: Api) -> None:
-    limiter = api.service.get_or_create_rate_limiter("shadow", TokenBucket(10, 0.001), shadow=True)
+def test_a_bucket_that_is_full_again_does_not_overflow(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", TokenBucket(10, 1))
+    reservation = api(limiter.reserve(cost=6))
+    api.clock.advance(60)
+    api(reservation.cancel())
+
+    assert api(limiter.peek()).remaining == 10
+
+
+@pytest.mark.parametrize(
+    ("limit", "delay"),
+    [
+        (TokenBucket(10, 2), 5.5),  # 10 of debt and the one token that is asked for
+        (SlidingWindow(10, 10), 20.0),  # two windows' worth: a window each
+        (LeakyBucket(10, 2), 5.5),
+    ],
+    ids=["token_bucket", "sliding_window", "leaky_bucket"],
+)
+def test_what_exceeds_the_estimate_is_debt_that_later_calls_wait_for(api: Api, limit: Any, delay: float) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", limit, remember_refusals=False)
+    reservation = api(limiter.reserve(cost=10))
+    api(reservation.settle(20))
+
+    refusal = api(limiter.try_acquire())
+    assert (refusal.allowed, refusal.remaining) == (False, 0)
+    api.clock.advance(delay - 0.01)
+    if not isinstance(limit, SlidingWindow):
+        assert not api(limiter.try_acquire())
+    api.clock.advance(0.02)
+    assert api(limiter.try_acquire())
+
+
+def test_one_charge_beyond_a_window_counts_for_as_many_windows(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", SlidingWindow(10, 10), remember_refusals=False)
+    reservation = api(limiter.reserve(cost=10))
+    api(reservation.settle(30))
+
+    api.clock.advance(20.0)
+    assert not api(limiter.try_acquire())
+    api.clock.advance(0.01)
+    assert api(limiter.try_acquire())
+
+
+def test_a_refusal_that_is_remembered_ends_with_what_is_given_back(api: Api, limiter: Any) -> None:
+    reservation = api(limiter.reserve(cost=10))
+    assert not api(limiter.allow())
+    api(reservation.settle(9))
+
+    assert api(limiter.allow())
+
+
+@pytest.mark.parametrize("actual", [-1, 1.0, True, None, "4", math.nan, math.inf, 10**9 + 1])
+def test_a_wrong_actual_is_refused_and_the_reservation_stays_open(api: Api, limiter: Any, actual: Any) -> None:
+    reservation = api(limiter.reserve(cost=4))
+
+    with pytest.raises(ValueError, match=r"actual is .*, but must be an integer from 0 to 1000000000"):
+        api(reservation.settle(actual))
+    assert api(limiter.peek()).remaining == 6
+    api(reservation.cancel())
+    assert api(limiter.peek()).remaining == 10
+
+
+@pytest.mark.parametrize("cost", [0, 11, 1.5, None])
+def test_a_wrong_estimate_is_refused(api: Api, limiter: Any, cost: Any) -> None:
+    with pytest.raises(ValueError, match=r"cost is .*, but must be an integer from 1 to 10"):
+        api(limiter.reserve(cost=cost))
+
+
+@pytest.mark.parametrize("timeout", [-1, math.nan, "1", True])
+def test_a_wrong_timeout_is_refused(api: Api, limiter: Any, timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout is"):
+        api(limiter.reserve(timeout=timeout))
+
+
+def test_a_reservation_that_is_refused_raises_and_takes_nothing(api: Api, of_each_kind: Any) -> None:
+    api(of_each_kind.try_acquire(cost=8))
+    before = api.clock.monotonic()
+
+    with pytest.raises(RateLimitExceeded) as caught:
+        api(of_each_kind.reserve(cost=3))
+
+    assert caught.value.decision.limited_by == of_each_kind._core.config.limits[0].label
+    assert api.clock.monotonic() == before
+    assert api(of_each_kind.peek()).remaining == 2
+
+
+WAITS = [(TokenBucket(4, 2), 1.0), (SlidingWindow(4, 10), 10.0), (LeakyBucket(4, 2), 2.0)]
+WAITED_FOR = ["token_bucket", "sliding_window", "leaky_bucket"]
+
+
+@pytest.mark.parametrize(("limit", "wait"), WAITS, ids=WAITED_FOR)
+def test_a_reservation_waits_for_room_and_for_its_turn(api: Api, limit: Any, wait: float) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", limit)
+    api(limiter.try_acquire(cost=4))
+    before = api.clock.monotonic()
+
+    reservation = api(limiter.reserve(cost=2, timeout=wait + 0.1))
+    assert api.clock.monotonic() - before == pytest.approx(wait, abs=1e-4)
+    assert reservation.decision.allowed
+
+
+@pytest.mark.parametrize(("limit", "wait"), WAITS[:2], ids=WAITED_FOR[:2])
+def test_a_reservation_does_not_wait_in_vain(api: Api, limit: Any, wait: float) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", limit)
+    api(limiter.try_acquire(cost=4))
+    before = api.clock.monotonic()
+
+    with pytest.raises(RateLimitExceeded):
+        api(limiter.reserve(cost=2, timeout=wait - 0.1))
+    assert api.clock.monotonic() == before
+
+
+def test_nobody_waits_in_vain_for_a_turn_that_comes_after_the_timeout(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", LeakyBucket(4, 2))
+    api(limiter.try_acquire(cost=3))  # there is room for one more, whose turn comes in 1.5 s
+    before = api.clock.monotonic()
+
+    with pytest.raises(RateLimitExceeded):
+        api(limiter.reserve(timeout=1.4))
+    assert api.clock.monotonic() == before
+
+
+def test_a_reservation_on_several_limits_settles_each_under_its_own_key(api: Api) -> None:
+    limits = [TokenBucket(10, SLOW, label="user"), SlidingWindow(20, 3600, label="tenant"), LeakyBucket(30, SLOW)]
+    limiter = api.service.get_or_create_rate_limiter("model", *limits)
+    key = {"user": "ada", "tenant": "acme"}
+    reservation = api(limiter.reserve(key, 8))
+    api(reservation.settle(3))
+
+    def left(**key: str) -> int:
+        remaining: int = api(limiter.peek(key)).remaining
+        return remaining
+
+    assert left(user="ada", tenant="acme") == 7
+    api(limiter.try_acquire({"user": "bob", "tenant": "acme"}, 10))
+    assert left(user="eve", tenant="acme") == 20 - 3 - 10
+    assert left(user="ada", tenant="other") == 7
+
+
+def test_what_was_reserved_while_redis_was_away_is_not_given_to_the_fleet(
+    api: Api, limiter: Any, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "local":
+        pytest.skip("there is no Redis that could come back")
+    guard = api.runtime.process.guard
+    monkeypatch.setattr(guard, "launch", lambda start: None)
+    api(limiter.try_acquire(cost=10))
+    guard.usable = False
+    reservation = api(limiter.reserve(cost=10))
+    guard.usable = True
+    api(reservation.cancel())
+
+    assert reservation.decision.source == "local"
+    assert api(limiter.peek()).remaining == 0
+
+
+def test_a_reservation_that_shadow_mode_let_pass_has_taken_nothing_to_give_back(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("model", TokenBucket(10, SLOW), shadow=True)
     api(limiter.try_acquire(cost=8))
-    refused = api(limiter.reserve(cost=5))
-    api(refused.cancel())
+    reservation = api(limiter.reserve(cost=5))
+    api(reservation.cancel())
 
-    assert (refused.decision.allowed, refused.decision.limited_by) == (True, "token_bucket")
+    assert reservation.decision.limited_by == "token_bucket"
     assert api(limiter.peek()).remaining == 2
+
+
+def test_a_reservation_shows_whether_it_is_open(api: Api, limiter: Any) -> None:
+    reservation = api(limiter.reserve(cost=4))
+    name = "Reservation" if api.form == "sync" else "AsyncReservation"
+
+    assert repr(reservation) == f"{name}('model', cost=4, open)"
+    api(reservation.cancel())
+    assert repr(reservation) == f"{name}('model', cost=4, settled)"

@@ -18,12 +18,14 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "heartbeat": "f2cdeba24ac88d26b92e573c4b727683f31964f5",
-    "heartbeat_roster": "760c77731ad4b0721278d20e3a4f8c04c48ccae6",
-    "rate_limiter_reset": "7d464f96293ffd0501311c4ee01f25860529d9a6",
-    "token_bucket": "6e4d1dc1d8dd6b0fa59638ad1b9fb5e078c6285d",
-    "token_bucket_peek": "804f2e6ef98b2c9ceaf2ff728f29d24b8fe24b63",
-    "token_bucket_refund": "db5ef1990a5aa005baea1d79a0d8c581f7b669be",
+    "heartbeat": "c95927b579d05f173e1e58508ce574a6ab7930a8",
+    "heartbeat_roster": "cb41e5dabfe19b185e6e17825e4c07f58c06b482",
+    "rate_limiter": "20442b9e3e2039fd3f8e70b0af8925c04b51abc6",
+    "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
+    "rate_limiter_pause": "08bc1168638fae8b8c6a9e85e72c75b96283afdb",
+    "rate_limiter_peek": "cc8dfcdfe5e8bdabf775e9e5e0bf61405cc41581",
+    "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
+    "rate_limiter_settle": "44002054373b330b304a5f6e2169bc8dcf2709b0",
 }
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from servers import Server, free_port
+from servers import PATIENT, Server, free_port
 
 from shared_resilience import ResilienceService, StoreUnavailableError, TokenBucket, scripts
 from shared_resilience.cli import main
@@ -21,7 +21,7 @@ def test_nothing_connects_before_the_first_call() -> None:
 
 
 def test_sync_and_asyncio_callers_of_one_process_share_limits_and_refusals(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix)
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(2, 0.001))
 
     async def take() -> tuple[bool, float]:
@@ -40,16 +40,16 @@ def test_sync_and_asyncio_callers_of_one_process_share_limits_and_refusals(serve
 
 def test_a_service_is_a_context_manager_in_both_forms(server: Server, prefix: str) -> None:
     async def take() -> str:
-        async with ResilienceService.from_url(server.url, prefix=prefix).aio as service:
+        async with ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT).aio as service:
             return (await service.get_or_create_rate_limiter("search").try_acquire()).source
 
-    with ResilienceService.from_url(server.url, prefix=prefix) as service:
+    with ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT) as service:
         assert service.get_or_create_rate_limiter("search").try_acquire().source == "redis"
     assert asyncio.run(take()) == "redis"
 
 
 def test_closing_reports_what_was_counted_and_the_service_can_be_used_again(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix)
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(10, 1))
     for _ in range(3):
         limiter.try_acquire()
@@ -62,7 +62,7 @@ def test_closing_reports_what_was_counted_and_the_service_can_be_used_again(serv
 
 
 def test_check_says_whether_redis_can_decide(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix)
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     service.check()
     asyncio.run(_check_and_close(service))
     service.close()
@@ -76,7 +76,7 @@ async def _check_and_close(service: ResilienceService) -> None:
 
 
 def test_statistics_are_plain_data(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix)
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     service.get_or_create_rate_limiter("search", TokenBucket(10, 1)).try_acquire()
 
     stats = json.loads(json.dumps(service.get_comprehensive_stats()))

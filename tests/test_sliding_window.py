@@ -6,30 +6,11 @@ import random
 from typing import Any
 
 import pytest
+from models import SECOND, ListOfCalls
 from twins import START, Twin
 
 from shared_resilience import SlidingWindow
 from shared_resilience.sliding_window import SLOTS
-
-SECOND = 1_000_000
-
-
-class ListOfCalls:
-    """An independent model: all calls that were ever made, searched from the beginning each time."""
-
-    def __init__(self, limit: int, window: int) -> None:
-        self.limit, self.window = limit, window
-        self.calls: list[tuple[int, int]] = []
-
-    def used(self, now: int) -> int:
-        return sum(cost for time, cost in self.calls if now - self.window <= time <= now)
-
-    def fits(self, now: int, cost: int) -> bool:
-        return self.used(now) + cost <= self.limit
-
-    def first_fit(self, now: int, cost: int) -> int:
-        moments = [now, *(time + self.window + 1 for time, _ in self.calls if time + self.window + 1 > now)]
-        return next(moment for moment in sorted(moments) if self.fits(moment, cost))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -17,7 +17,7 @@ class Answered(NamedTuple):
     """The reply of a limit script, by its names; times in µs."""
 
     allowed: int
-    index: int
+    keeper: int
     limit: int
     remaining: int
     retry_after: int

@@ -90,7 +90,7 @@ local function longest_delay(limits)
 end
 
 -- The reply of every limit script: allowed, the number of the limit that the rest speaks of (0: the pause), its limit,
--- what remains, retry after (-1: never), reset after, delay, the time of the decision, an override that was ignored.
+-- what remains, retry after (-1: never), reset after, delay, the time of the decision, overrides that were ignored.
 local function reply_of(limits, keeper, wait, delay, now)
   local index = keeper > 0 and keeper or tightest(limits)
   local limit = limits[index]

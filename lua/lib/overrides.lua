@@ -4,6 +4,10 @@
 -- Fields: limit.<label>.<number>, as in the resource's `config`; paused_until_us and paused_for_us.
 local overrides = { fields = {}, ignored = "" }
 
+local function ignore(field)
+  overrides.ignored = overrides.ignored == "" and field or overrides.ignored .. " " .. field
+end
+
 function overrides.read(key)
   local stored = redis.call("HGETALL", key)
   for index = 1, #stored, 2 do
@@ -22,14 +26,14 @@ function overrides.number(field, low, high)
   if number and number >= low and number <= high then
     return number
   end
-  overrides.ignored = field
+  ignore(field)
   return nil
 end
 
 function overrides.count(field)
   local number = overrides.number(field, 1, 1000000000)
   if number and number % 1 ~= 0 then
-    overrides.ignored = field
+    ignore(field)
     return nil
   end
   return number

@@ -39,6 +39,9 @@ class Backend(Protocol):
     async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
         """Runs `command` for `resource`; `on_outage` says what to do when Redis cannot decide."""
 
+    async def keep_up(self, resource: Resource) -> None:
+        """Sends the heartbeat if it is due, for a decision that needs no command."""
+
     async def forget_prefix(self, prefix: str) -> None:
         """Drops every key that starts with `prefix`, which holds the hash tag of one resource; for operators."""
 
@@ -47,6 +50,9 @@ class Backend(Protocol):
 
     async def check(self) -> None:
         """Asks Redis now. Raises `StoreUnavailableError` or `StoreConfigurationError`."""
+
+    async def close(self) -> None:
+        """Reports what was counted and ends what still runs; the backend can be used again."""
 
     async def sleep(self, seconds: float) -> None:
         """Waits, without polling."""

@@ -56,8 +56,10 @@ class OwnClients:
 
     def _pool(self, from_url: Callable[..., Any], retry: object, **defaults: object) -> Any:
         try:
-            pool = from_url(self._url, **defaults)
-            pool.connection_kwargs.update(self._options, retry=retry)
+            pool = from_url(self._url, **self._options, **defaults)
+            pool.connection_kwargs.update(self._options, retry=retry)  # whatever the URL says
+            # For RESP3 only; redis-py 8 refuses it without hiredis.
+            pool.connection_kwargs.pop("maint_notifications_config", None)
             pool.connection_class(**pool.connection_kwargs)  # an unknown option in the URL fails here, not at first use
         except (ValueError, TypeError) as error:
             raise _wrong(self._url, f"with options that redis-py knows ({error})") from None

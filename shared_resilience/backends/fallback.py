@@ -54,6 +54,16 @@ class FallbackBackend:
         process.guard.answered()
         return command.operation.decode(reply, "redis")
 
+    async def keep_up(self, resource: Resource) -> None:
+        process = self._process
+        now = resource.last_used = self.monotonic()
+        era = process.guard.era
+        if process.guard.usable and process.heartbeat.due(now):
+            try:
+                await self._beat_on_the_way()
+            except StoreError as error:
+                self._note(error, resource, era)
+
     def source(self) -> Source:
         return "redis" if self._process.guard.usable else "local"
 
@@ -66,6 +76,9 @@ class FallbackBackend:
                 await self._beat(force=True)
             except StoreError as error:
                 logger.warning("the heartbeat failed: %s", error)
+
+    async def close(self) -> None:
+        await self.refresh()
 
     async def check(self) -> None:
         try:
@@ -185,8 +198,15 @@ class FallbackBackend:
 class AsyncFallbackBackend(FallbackBackend):
     """The same for asyncio: waiting and probing are tasks."""
 
+    _prober: asyncio.Task[None] | None = None
+
     def ticket(self) -> Ticket:
         return TaskTicket()
+
+    async def close(self) -> None:
+        if self._prober is not None and self._prober.get_loop() is asyncio.get_running_loop():
+            self._prober.cancel()
+        await super().close()
 
     async def sleep(self, seconds: float) -> None:
         await self._process.clock.async_sleep(seconds)
@@ -197,5 +217,5 @@ class AsyncFallbackBackend(FallbackBackend):
             await self._probe()
 
         loop = asyncio.get_running_loop()
-        task = loop.create_task(probe(), name="shared_resilience-probe")
+        task = self._prober = loop.create_task(probe(), name="shared_resilience-probe")
         return lambda: not task.done() and loop.is_running()

@@ -22,7 +22,7 @@ class StoreError(Exception):
 
     def public(self) -> StoreUnavailableError | StoreConfigurationError:
         if self.fault is Fault.CONFIGURATION:
-            return StoreConfigurationError(f"{self}. {_REMEDY}")
+            return StoreConfigurationError(f"{str(self).rstrip('.')}. {_REMEDY}")
         return StoreUnavailableError(f"{self.fault.value} ({self})")
 
 

@@ -22,6 +22,9 @@ class LocalBackend:
     async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
         return command.operation.decode(self._process.local.execute(command), "local")
 
+    async def keep_up(self, resource: Resource) -> None:
+        """There is no fleet."""
+
     def source(self) -> Source:
         return "local"
 
@@ -36,6 +39,9 @@ class LocalBackend:
 
     async def check(self) -> None:
         """There is nothing that could be away."""
+
+    async def close(self) -> None:
+        """There is nothing to report."""
 
     async def sleep(self, seconds: float) -> None:
         self._process.clock.sleep(seconds)

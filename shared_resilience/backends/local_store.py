@@ -62,8 +62,11 @@ class LocalStore:
     def _forget_idle(self, now: int) -> None:
         """Drops the two keys that were written longest ago if their time is over: more than one step can add."""
         for key in list(islice(self._states, 2)):
-            if self._states[key][1] <= now:
+            expires = self._states[key][1]
+            if expires <= now:
                 del self._states[key]
+            elif expires == FOR_EVER:
+                self._states.move_to_end(key)
 
     def _live(self, key: str, now: int) -> State:
         state, expires = self._states.get(key, (None, now))

@@ -53,6 +53,13 @@ class PoliteRetry(Retry):
         super().__init__(NoBackoff(), 0)
         self.theirs = theirs
 
+    def get_retries(self) -> int:
+        retries: int = self.theirs.get_retries()
+        return retries
+
+    def update_supported_errors(self, specified_errors: Any) -> None:
+        self.theirs.update_supported_errors(specified_errors)
+
     def call_with_retry(self, do: Callable[[], T], fail: Callable[..., Any], *args: Any, **kwargs: Any) -> T:
         policy: Any = super() if is_ours() else self.theirs
         result: T = policy.call_with_retry(do, fail, *args, **kwargs)

@@ -28,6 +28,13 @@ class AsyncPoliteRetry(Retry):
         super().__init__(NoBackoff(), 0)
         self.theirs = theirs
 
+    def get_retries(self) -> int:
+        retries: int = self.theirs.get_retries()
+        return retries
+
+    def update_supported_errors(self, specified_errors: Any) -> None:
+        self.theirs.update_supported_errors(specified_errors)
+
     async def call_with_retry(
         self, do: Callable[[], Awaitable[T]], fail: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> T:

@@ -1,0 +1,55 @@
+"""The numbers of a run, and why they are what they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OUTAGE = 1.5
+"""Seconds for which Redis is away: the first two probes of each worker ask in vain, a later one succeeds."""
+
+EXTRA_CAPACITIES = 2
+"""What an outage may cost on top of the limit, in capacities.
+
+One is spent when Redis is lost, since each worker's share starts full. The other is what the shared bucket has gained
+meanwhile, which is there when Redis is back.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is to show: `workers` processes, `limit` calls per second for all of them, scenes of `seconds`."""
+
+    workers: int = 4
+    limit: int = 50
+    seconds: float = 5.0
+    keep: bool = False
+
+    @property
+    def capacity(self) -> int:
+        """The burst: what the limit gives in twice the outage, and four calls per worker at least.
+
+        Workers come back from an outage one by one, up to a second apart. Who is still alone then spends its share of
+        the rate beside those who share the whole of it. That stays within the second extra capacity as long as the
+        outage, with this return, is shorter than the bucket takes to fill: hence twice.
+        """
+        return max(int(2 * OUTAGE * self.limit), 4 * self.workers)
+
+    @property
+    def slack(self) -> int:
+        """How much larger the upstream's burst is than the limit's.
+
+        Calls are granted in Redis and counted by the upstream; what lies between may take any time on a busy machine.
+        But a worker has at most one call on its way. So in no interval does the upstream see more than one call per
+        worker that was granted before it. One more is for two clocks that differ by a hair.
+        """
+        return self.workers + 1
+
+    @property
+    def long_seconds(self) -> float:
+        """The scene with the outage takes twice as long, and long enough to come back."""
+        return max(2 * self.seconds, OUTAGE + 3.5)
+
+    @property
+    def cut_after(self) -> float:
+        """When Redis goes away in that scene."""
+        return 0.3 * self.long_seconds

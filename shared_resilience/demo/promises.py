@@ -1,0 +1,93 @@
+"""What the demo promises, and whether it held. Exit code 0 means: all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from shared_resilience.demo.outcome import Outcome
+from shared_resilience.demo.plan import EXTRA_CAPACITIES, Plan
+
+CLEARLY = 1.5
+ENOUGH = 0.9
+
+
+class Promise(NamedTuple):
+    """A sentence about a scene, what was found, and whether that is as promised."""
+
+    scene: int
+    text: str
+    found: str
+    held: bool
+
+
+def promises(plan: Plan, outcomes: Sequence[Outcome]) -> list[Promise]:
+    """The promises about the three scenes of a run."""
+    alone, together, outage = outcomes
+    return [
+        *_without_sharing(plan, alone),
+        *_with_sharing(plan, together),
+        *_with_outage(plan, outage),
+        *(promise for outcome in outcomes for promise in _soundness(outcome) if not promise.held),
+    ]
+
+
+def hint(plan: Plan, outcomes: Sequence[Outcome]) -> str:
+    """What to change when this machine cannot make more calls than the limit allows, else nothing."""
+    alone = outcomes[0]
+    if plan.workers == 1 or alone.granted >= CLEARLY * alone.most(plan):
+        return ""
+    speed = alone.granted / max(alone.duration, 1e-6)
+    return f"The workers made {speed:,.0f} calls per second here, too few to pass the limit: take a smaller --limit."
+
+
+def _without_sharing(plan: Plan, outcome: Outcome) -> list[Promise]:
+    granted, most, refused = outcome.granted, outcome.most(plan), outcome.answers["429"]
+    if plan.workers == 1:
+        return [Promise(1, f"one worker alone stays within the limit: {most:,}", f"{granted:,}", granted <= most)]
+    times = granted / most
+    text = f"clearly more calls (≥ {CLEARLY} ×) than the limit of {most:,}"
+    return [
+        Promise(1, text, f"{granted:,}: {times:.1f} ×", times >= CLEARLY),
+        Promise(1, "the upstream answers 429", f"{refused:,} times", refused > 0),
+    ]
+
+
+def _with_sharing(plan: Plan, outcome: Outcome) -> list[Promise]:
+    granted, most, refused = outcome.granted, outcome.most(plan), outcome.answers["429"]
+    formula = f"{plan.capacity:,} + {plan.limit:,}/s × {outcome.duration:.2f} s = {most:,}"
+    share = granted / outcome.enough(plan)
+    return [
+        Promise(2, f"never more than {formula} calls", f"{granted:,}", granted <= most),
+        Promise(2, f"at least {ENOUGH:.0%} of what the limit gives", f"{share:.1%}", share >= ENOUGH),
+        Promise(2, "no 429", f"{refused:,}", refused == 0),
+    ]
+
+
+def _with_outage(plan: Plan, outcome: Outcome) -> list[Promise]:
+    granted, most, refused = outcome.granted, outcome.most(plan), outcome.answers["429"]
+    bound = EXTRA_CAPACITIES * plan.capacity
+    alone, back = outcome.decided_locally(), outcome.returns()
+    found = f"{len(back)} of {plan.workers} workers" + (f", the last after {max(back):.1f} s" if back else "")
+    extra = f"{granted:,} = {most:,} {granted - most:+,}"
+    within = granted <= most + bound
+    return [
+        _no_errors(outcome),
+        Promise(3, "while Redis is away, workers go on with their shares", f"{alone:,} calls", alone > 0),
+        Promise(3, "when it is back, they share again by themselves", found, bool(back)),
+        Promise(3, f"at most {EXTRA_CAPACITIES} capacities of extra calls: {bound:,}", extra, within),
+        Promise(3, f"at most as many 429s: {bound:,}", f"{refused:,}", refused <= bound),
+    ]
+
+
+def _soundness(outcome: Outcome) -> list[Promise]:
+    """What goes without saying, and is only said when it is broken."""
+    answered = outcome.answers["200"] + outcome.answers["429"]
+    found = f"{outcome.granted:,} granted, {answered:,} answered"
+    text = "the upstream counted every call that was granted"
+    agreement = Promise(outcome.scene.number, text, found, answered == outcome.granted)
+    return [agreement] if outcome.scene.outage else [agreement, _no_errors(outcome)]
+
+
+def _no_errors(outcome: Outcome) -> Promise:
+    return Promise(outcome.scene.number, "no error in any worker", f"{len(outcome.errors)}", not outcome.errors)
