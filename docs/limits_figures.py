@@ -214,7 +214,7 @@ def commands_block(meter: Meter) -> str:
         allowed = meter.counted(partial(meter.take, *limits, cost=30))
         refused = meter.counted(partial(meter.take, *limits, cost=30))
         rows.append((name, spelled(allowed), spelled(refused)))
-    return table(("after two calls", "allowed", "refused"), rows)
+    return table(("limit", "allowed", "refused"), rows)
 
 
 def trips_block(meter: Meter) -> str:
