@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-quick test-oldest lint clean
+# For a part of the mutants: make mutants ONLY=sliding_window.lua LIMIT=50
+ONLY ?=
+LIMIT ?=
+
+.PHONY: help demo test test-quick test-oldest mutants lint clean
 
 help:
 	@echo "make demo         a fleet of processes shares one limit, before your eyes (REDIS_URL, or an embedded server)"
 	@echo "make test         all tests, on every server that is installed here"
 	@echo "make test-quick   without servers, in seconds"
 	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
+	@echo "make mutants      small mistakes in scripts and core, which the tests must find (ONLY=file, LIMIT=number)"
 	@echo "make lint         ruff, mypy --strict, luacheck on the composed scripts"
 
 .venv/.installed: pyproject.toml
@@ -37,6 +42,13 @@ test-quick: .venv/.installed
 
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python -m pytest
+
+.venv/.mutants: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[mutants]'
+	@touch $@
+
+mutants: .venv/.mutants
+	PYTHONPATH=.:tests $(BIN)/python -m mutation $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit $(LIMIT))
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -195,6 +195,23 @@ def test_scripts_and_twins_of_the_heartbeat_agree(store: Lane) -> None:
         assert [as_counts(reply) for reply in replies] == expected
 
 
+@pytest.mark.parametrize(("horizon", "ms"), [(1, 1000), (1_000_001, 1001), (1_234_400, 1235), (5_000_000, 5000)])
+def test_a_roster_lives_as_long_as_its_horizon_and_what_was_counted_a_day(
+    store: Lane, prefix: str, horizon: int, ms: int
+) -> None:
+    keys = tuple(f"{prefix}:{{a}}:{name}" for name in ("workers", "config", "stats", "overrides"))
+    command = Command(BEAT, keys, ("w1", horizon, 1, "limit.a.capacity", "10", "limit.allowed", 1))
+    arguments = (command.operation.loaded.sha, 4, *keys, *command.args, START)
+    store.client.script_load(command.operation.loaded.text)
+    seen = []
+    for _ in range(20):
+        pipeline = store.client.pipeline(transaction=False).evalsha(*arguments)
+        seen.append(tuple(pipeline.pttl(keys[0]).pttl(keys[1]).pttl(keys[2]).pttl(keys[3]).execute()[1:]))
+
+    # The longest of several: milliseconds may pass between writing and asking.
+    assert tuple(map(max, zip(*seen, strict=True))) == (ms, 86_400_000, 86_400_000, -2)
+
+
 def test_a_bad_horizon_is_refused_by_the_script(store: Lane, prefix: str) -> None:
     command = Command(ENROL, (f"{prefix}:fleet",), (0, "w1"))
 

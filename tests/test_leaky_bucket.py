@@ -65,7 +65,14 @@ def test_a_clock_that_is_set_back_lets_nobody_pass_and_stalls_nobody() -> None:
     assert queue.take(an_hour_back + 100_000).delay == 100_000
 
 
-@pytest.mark.parametrize("arguments", [{"capacity": 0, "leak_rate": 1}, {"capacity": 1, "leak_rate": 0}])
-def test_a_wrong_configuration_is_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="is 0, but must be"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"capacity": 0, "leak_rate": 1}, "^capacity is 0, but must be"),
+        ({"capacity": 1, "leak_rate": 0}, "^leak_rate is 0, but must be"),
+        ({"capacity": 1, "leak_rate": 1, "label": ""}, "^label is '', but must be"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         LeakyBucket(**arguments)

@@ -110,11 +110,15 @@ def test_a_script_is_known_again_after_a_flush(store: Lane, prefix: str) -> None
 
 
 def test_the_time_of_a_decision_is_the_servers(store: Lane, prefix: str) -> None:
-    step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(one_bucket(prefix)))
+    def now_us() -> int:
+        seconds, micros = store.client.time()
+        return int(seconds * 1_000_000 + micros)
 
-    seconds, micros = store.client.time()
-    stored = int(store.client.hget(f"{prefix}:{{a}}:b", "time_us"))
-    assert 0 <= seconds * 1_000_000 + micros - stored < 10_000_000
+    before = now_us()
+    step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(one_bucket(prefix)))
+    after = now_us()
+
+    assert before <= int(store.client.hget(f"{prefix}:{{a}}:b", "time_us")) <= after
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,8 @@ def test_the_time_of_a_decision_is_the_servers(store: Lane, prefix: str) -> None
         ("HSET", "microtokens", "many"),
         ("HSET", "microtokens", "nan", "time_us", "nan"),
         ("HSET", "time_us", "inf"),
+        ("HSET", "microtokens", "5"),
+        ("HSET", "time_us", "5"),
     ],
 )
 def test_a_damaged_bucket_is_an_unused_one_and_is_mended_by_the_next_call(
@@ -132,6 +138,20 @@ def test_a_damaged_bucket_is_an_unused_one_and_is_mended_by_the_next_call(
     store.client.execute_command(damage[0], take.keys[1], *damage[1:])
 
     assert step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(take))[:4] == [1, 1, 10, 9]
+
+
+@pytest.mark.parametrize("field", ["microlevel", "time_us"])
+def test_a_damaged_queue_is_an_unused_one_and_is_mended_by_the_next_call(store: Lane, prefix: str, field: str) -> None:
+    take = LimitCommands([LeakyBucket(10, 1)]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:q"), 1)
+    store.client.hset(take.keys[1], field, "5")
+
+    assert step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(take))[:4] == [1, 1, 10, 9]
+
+
+def test_the_largest_integer_that_a_double_holds_is_accepted(store: Lane, prefix: str) -> None:
+    peek = LimitCommands([TokenBucket(10, 1)]).peek((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:b"), 2**53 - 1)
+
+    assert step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(peek))[4] == -1
 
 
 def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: Lane, prefix: str) -> None:
@@ -154,10 +174,14 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("rate_limiter", 10, "first number of sliding_window must be"),
         ("rate_limiter", 22, "third number of leaky_bucket must be"),
         ("rate_limiter_peek", 0, "cost must be an integer from 1"),
+        ("rate_limiter_peek", 2, "longest delay must be an integer from -1"),
         ("rate_limiter_settle", 0, "cost must be an integer from 1"),
         ("rate_limiter_settle", 3, "since must be an integer from 0"),
         ("rate_limiter_settle", 6, "first number of token_bucket must be an integer from 1"),
         ("rate_limiter_pause", 0, "length must be an integer from 0"),
+        ("heartbeat", 1, "horizon must be an integer from 1"),
+        ("heartbeat", 2, "number of fields must be an integer from 0"),
+        ("heartbeat_roster", 0, "horizon must be an integer from 1"),
     ],
 )
 @pytest.mark.parametrize("value", [-5_000_000, "nan", "inf", "-inf", "1.5", "", "tokens", 2**54])

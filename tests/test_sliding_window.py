@@ -166,12 +166,12 @@ def test_two_lengths_of_one_window_can_be_mixed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"limit": 0}, "limit is 0, but must be an integer from 1"),
-        ({"limit": 1, "window": 0}, "window is 0, but must be a number from 0.001"),
-        ({"limit": 1, "window": -1}, "window is -1"),
-        ({"limit": 1, "window": float("nan")}, "window is nan"),
-        ({"limit": 1, "exact": 1}, "exact is 1, but must be True or False"),
-        ({"limit": 1, "label": "a b"}, "label is 'a b'"),
+        ({"limit": 0}, "^limit is 0, but must be an integer from 1"),
+        ({"limit": 1, "window": 0}, "^window is 0, but must be a number from 0.001"),
+        ({"limit": 1, "window": -1}, "^window is -1"),
+        ({"limit": 1, "window": float("nan")}, "^window is nan"),
+        ({"limit": 1, "exact": 1}, "^exact is 1, but must be True or False"),
+        ({"limit": 1, "label": "a b"}, "^label is 'a b'"),
     ],
 )
 def test_a_wrong_configuration_names_field_value_and_range(arguments: dict[str, Any], message: str) -> None:

@@ -149,6 +149,15 @@ def test_a_peek_changes_nothing() -> None:
     assert [bucket.peek(START, 6)[:4] for _ in range(3)] == [(1, 1, 10, 6)] * 3
 
 
+def test_a_refusal_writes_nothing_while_the_clock_goes_on() -> None:
+    bucket = Twin(TokenBucket(1, 1))
+    bucket.take(START)
+    take = bucket.commands.take(bucket.keys, 1)
+
+    step_at = take.operation.twin(tuple(map(bucket.states.get, take.keys)), START, *take.args)
+    assert step_at.ttls == (None, None)
+
+
 def test_a_charge_beyond_what_is_left_leaves_debt_that_later_calls_wait_for() -> None:
     bucket = Twin(TokenBucket(10, 10))
     bucket.charge(START, 25)
@@ -184,15 +193,15 @@ def test_a_rate_becomes_a_fraction_with_an_exact_product(rate: float) -> None:
     ("arguments", "message"),
     [
         ({"capacity": 0}, r"capacity is 0, but must be an integer from 1 to 1000000000"),
-        ({"capacity": -1}, "capacity is -1"),
+        ({"capacity": -1}, "^capacity is -1"),
         ({"capacity": 10**9 + 1}, "capacity is 1000000001"),
-        ({"capacity": 1.5}, "capacity is 1.5"),
+        ({"capacity": 1.5}, "^capacity is 1.5"),
         ({"capacity": True}, "capacity is True"),
         ({"refill_rate": 0}, "refill_rate is 0, but must be a number from 1e-06 to 1e\\+09"),
-        ({"refill_rate": float("nan")}, "refill_rate is nan"),
+        ({"refill_rate": float("nan")}, "^refill_rate is nan"),
         ({"refill_rate": float("inf")}, "refill_rate is inf"),
         ({"refill_rate": "10"}, "refill_rate is '10'"),
-        ({"label": ""}, "label is ''"),
+        ({"label": ""}, "^label is ''"),
         ({"label": "a:b"}, "label is 'a:b'"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Mutants: the sources with one small mistake each, which the tests must find. Run by `make mutants`."""

@@ -1,0 +1,267 @@
+"""The core of the limiter: what it sends, for which keys, what it remembers, and how its callers wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import Api, Lane, runtime_on
+
+from shared_resilience import LeakyBucket, RateLimitExceeded, ResilienceService, SlidingWindow, TokenBucket
+from shared_resilience.commands import Command
+from shared_resilience.keys import ResourceKeys
+from shared_resilience.testing import ManualClock
+
+TWO = [TokenBucket(10, 1), SlidingWindow(20, 60)]
+OVERRIDDEN = ("token_bucket", "token_bucket", 4, 1, 1, "sliding_window", "sliding_window", 7, 60_000_000, 1)
+
+
+class Told:
+    """Stands between a limiter and its backend, and notes every command of limits."""
+
+    def __init__(self, limiter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commands: list[Command[Any]] = []
+        self._core, self._run = limiter._core, limiter._core.run
+        monkeypatch.setattr(type(self._core), "run", self.run)
+
+    async def run(self, backend: Any, command: Command[Any]) -> Any:
+        self.commands.append(command)
+        return await self._run(backend, command)
+
+
+def use_it_all(api: Api, limiter: Any) -> None:
+    api(limiter.peek("k"))
+    api(limiter.try_acquire("k"))
+    api(limiter.refund("k"))
+    api(api(limiter.reserve("k", 2)).settle(1))
+    api(api(limiter.reserve("k", 2)).settle(3))
+
+
+def test_a_partition_is_told_the_overrides_that_it_cannot_see(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", *TWO, partitioned=True)
+    api(limiter.peek())  # and the heartbeat
+    limiter._core.resource.overrides = {"limit.token_bucket.capacity": "4", "limit.sliding_window.limit": "7"}
+    told = Told(limiter, monkeypatch)
+    use_it_all(api, limiter)
+
+    assert [command.operation.script for command in told.commands] == [
+        "rate_limiter_peek", "rate_limiter", "rate_limiter_settle",
+        *["rate_limiter", "rate_limiter_settle"] * 2,
+    ]  # fmt: skip
+    for command in told.commands:
+        assert command.args[-10:] == OVERRIDDEN
+
+
+def test_what_is_not_partitioned_is_told_what_was_configured(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", *TWO)
+    limiter._core.resource.overrides = {"limit.token_bucket.capacity": "4"}
+    told = Told(limiter, monkeypatch)
+    use_it_all(api, limiter)
+
+    assert all(command.args[-10:] == limiter._core.commands.told for command in told.commands)
+
+
+def test_nothing_is_sent_to_settle_what_was_estimated_well(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", *TWO)
+    reservation = api(limiter.reserve("k", 2))
+    told = Told(limiter, monkeypatch)
+    api(reservation.settle(2))
+
+    assert told.commands == []
+
+
+def test_keys_are_those_of_the_labels_or_of_the_partition(api: Api) -> None:
+    whole = api.service.get_or_create_rate_limiter("r", *TWO)._core
+    spread = api.service.get_or_create_rate_limiter("s", *TWO, partitioned=True)._core
+    stem = ResourceKeys(whole._prefix, "r").overrides.removesuffix("overrides")
+
+    assert whole._texts({"sliding_window": "b"}) == ("", "b")
+    assert whole.keys(("", "b")) == (f"{stem}overrides", f"{stem}limit:token_bucket", f"{stem}limit:sliding_window:b")
+    assert [key.partition(":")[2] for key in spread.keys(("a", "a"))] == [
+        "{s/a}:overrides", "{s/a}:limit:token_bucket", "{s/a}:limit:sliding_window"
+    ]  # fmt: skip
+
+
+def test_the_numbers_in_force_are_told_for_each_limit(api: Api) -> None:
+    limits = [TokenBucket(10, 2.5), SlidingWindow(20, 60), LeakyBucket(9, 0.5)]
+    core = api.service.get_or_create_rate_limiter("r", *limits)._core
+    core.resource.overrides = {"limit.token_bucket.capacity": "4"}
+
+    assert core.resource.numbers == {
+        "limit.token_bucket.capacity": 10, "limit.token_bucket.refill_rate": 2.5,
+        "limit.sliding_window.limit": 20, "limit.sliding_window.window": 60,
+        "limit.leaky_bucket.capacity": 9, "limit.leaky_bucket.leak_rate": 0.5,
+    }  # fmt: skip
+    assert core.stats() == {
+        "limits": {
+            "token_bucket": {"capacity": 10, "refill_rate": 2.5},
+            "sliding_window": {"limit": 20, "window": 60},
+            "leaky_bucket": {"capacity": 9, "leak_rate": 0.5},
+        },
+        "overrides": {"limit.token_bucket.capacity": "4"}, "local": {}, "fleet": {}, "workers": None,
+    }  # fmt: skip
+
+
+def test_a_refusal_names_the_keys_of_all_labels_once(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(1, 0.001), SlidingWindow(9, 60))
+    events: list[Any] = []
+    api.runtime.process.events.add([events.append])
+    keys = {"token_bucket": "a", "sliding_window": "b"}
+    api(limiter.try_acquire(keys))
+    refused = api(limiter.try_acquire(keys))
+
+    with pytest.raises(RateLimitExceeded) as caught:
+        api(limiter.acquire(keys, timeout=1))
+    assert caught.value.key == events[0].details["key"] == "a/b"
+    assert events[0].details["decision"] == refused
+
+
+def test_decisions_of_this_process_are_counted_as_such(api: Api, place: str) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(1, 0.001))
+    for _ in range(2):
+        api(limiter.try_acquire())
+
+    counted = limiter._core.stats()["local"]
+    locally = {"limit.decided_locally": 2} if place == "local" else {}
+    assert counted == {"limit.allowed": 1, "limit.refused": 1, **locally}
+
+
+def test_a_remembered_refusal_costs_no_trip_until_it_is_reset_or_the_process_forks(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(1, 0.001))
+    told = Told(limiter, monkeypatch)
+    sent = []
+    for _ in range(4):
+        api(limiter.try_acquire("k"))
+        sent.append(len(told.commands))
+    limiter._core.after_fork()
+    forgotten = api(limiter.try_acquire("k"))
+
+    assert sent == [1, 2, 2, 2]
+    assert (forgotten.allowed, len(told.commands)) == (False, 3)
+    api(limiter.reset("k"))
+    assert api(limiter.try_acquire("k")).allowed
+
+
+def test_a_refusal_of_a_larger_cost_is_answered_from_memory_but_never_waited_for(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(10, 2))
+    api(limiter.try_acquire(cost=10))
+    api(limiter.try_acquire(cost=1))
+    told = Told(limiter, monkeypatch)
+
+    assert api(limiter.try_acquire(cost=4)).retry_after == pytest.approx(0.5)
+    assert told.commands == []
+    assert api(limiter.acquire(cost=4, timeout=2.0)).allowed
+    assert api.clock.monotonic() == pytest.approx(1_000_002, abs=1e-5)
+
+
+def test_a_limiter_can_be_told_to_remember_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(1, 0.001), remember_refusals=False)
+    told = Told(limiter, monkeypatch)
+    for _ in range(4):
+        api(limiter.try_acquire())
+
+    assert len(told.commands) == 4
+
+
+def test_a_queue_delays_whoever_enters(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("q", LeakyBucket(5, 10))
+    delays = [api(limiter.try_acquire()).delay for _ in range(3)]
+    before = api.clock.monotonic()
+
+    assert delays == [0.0, 0.1, 0.2]
+    assert api(limiter.peek()).allowed
+    assert api(limiter.acquire(timeout=0.5)).delay == pytest.approx(0.3)
+    assert api.clock.monotonic() - before == pytest.approx(0.3)
+
+
+def test_who_cannot_wait_for_the_queue_does_not_enter(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("q", LeakyBucket(5, 10))
+    for _ in range(3):
+        api(limiter.try_acquire())
+
+    refused = api(limiter.allow())
+    before = api.clock.monotonic()
+
+    assert not refused
+    with pytest.raises(RateLimitExceeded):
+        api(limiter.acquire(timeout=0.25))
+    assert api.clock.monotonic() - before <= 0.25
+
+
+def test_a_timeout_that_is_just_enough_is_enough(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(2, 2))
+    api(limiter.try_acquire(cost=2))
+
+    assert api(limiter.acquire(cost=2, timeout=1.0)).allowed
+
+
+class Patience:
+    """A ticket that notes how long its holder would wait, and is woken at once."""
+
+    def __init__(self) -> None:
+        self.waited: list[float] = []
+
+    def wake(self) -> None:
+        raise AssertionError("nobody leaves the line")
+
+    async def wait(self, seconds: float) -> bool:
+        self.waited.append(seconds)
+        return True
+
+
+@pytest.mark.parametrize(("timeout", "waited"), [(0, []), (0.5, [0.5]), (7, [7.0])])
+def test_who_is_not_first_waits_for_its_turn_within_its_timeout(
+    api: Api, monkeypatch: pytest.MonkeyPatch, timeout: float, waited: list[float]
+) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(2, 2))
+    ticket = Patience()
+    limiter._core._lines.join((id(limiter._backend), ("k",)), Patience())
+    monkeypatch.setattr(limiter._backend, "ticket", lambda: ticket, raising=False)
+    api(limiter.acquire("k", timeout=timeout))
+    api(limiter.acquire("other", timeout=timeout))
+
+    assert ticket.waited == waited
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_pause_tells_its_numbers(api: Api, place: str, partitioned: bool) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(10, 1), partitioned=partitioned)
+    api(limiter.pause(2))
+
+    refused = api(limiter.try_acquire())
+
+    assert (refused.remaining, refused.source) == (0 if partitioned else 10, "local" if place == "local" else "redis")
+
+
+def test_the_end_of_a_pause_is_seen_at_once_by_the_fleet(store: Lane, prefix: str) -> None:
+    clock = ManualClock()
+    one, other = (
+        ResilienceService._of(runtime_on(store, prefix, clock)).get_or_create_rate_limiter("r", TokenBucket(10, 1))
+        for _ in range(2)
+    )
+    one.pause(30)
+    refused = other.try_acquire()
+    other.pause(0)
+
+    assert not refused.allowed
+    assert one.try_acquire().allowed
+
+
+def test_a_decision_of_redis_is_settled_whatever_would_be_done_without_it(store: Lane, prefix: str) -> None:
+    service = ResilienceService._of(runtime_on(store, prefix, ManualClock()))
+    limiter = service.get_or_create_rate_limiter("r", TokenBucket(10, 0.001), on_outage="allow")
+    limiter.reserve(cost=8).cancel()
+
+    assert limiter.peek().remaining == 10
+
+
+def test_a_refund_of_unknown_age_is_given_back_by_a_window(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("w", SlidingWindow(10, 60))
+    api(limiter.try_acquire(cost=7))
+    api(limiter.refund(cost=5))
+
+    assert api(limiter.peek()).remaining == 8

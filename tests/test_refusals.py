@@ -1,0 +1,127 @@
+"""What a process remembers of refusals, and in which order its callers wait."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from shared_resilience import Decision, refusals
+from shared_resilience.limit_commands import Answer
+from shared_resilience.lines import Lines
+from shared_resilience.refusals import Refusals
+
+
+def refused(retry_after: float, reset_after: float = 9.0) -> Decision:
+    return Decision(False, 10, 3, retry_after, reset_after, 0.0, "token_bucket", "redis")
+
+
+@pytest.fixture
+def memory() -> Refusals:
+    memory = Refusals()
+    memory.add("k", 5, 2.0, refused(0.5), 100.0)
+    return memory
+
+
+@pytest.mark.parametrize(("now", "left", "reset"), [(100.0, 0.5, 9.0), (100.25, 0.25, 8.75)])
+def test_a_refusal_counts_down(memory: Refusals, now: float, left: float, reset: float) -> None:
+    assert memory.find("k", 5, 2.0, now) == refused(left, reset)
+
+
+def test_a_refusal_is_forgotten_when_its_time_is_over(memory: Refusals) -> None:
+    assert memory.find("k", 5, 2.0, 100.5) is None
+    assert memory.find("k", 5, 2.0, 100.0) is None
+
+
+@pytest.mark.parametrize("retry_after", [1.0, 60.0, math.inf])
+def test_a_long_refusal_is_remembered_for_a_second(memory: Refusals, retry_after: float) -> None:
+    memory.add("k", 5, 2.0, refused(retry_after), 200.0)
+
+    assert memory.find("k", 5, 2.0, 200.99) is not None
+    assert memory.find("k", 5, 2.0, 201.0) is None
+
+
+def test_what_is_left_until_the_reset_is_never_negative(memory: Refusals) -> None:
+    memory.add("k", 5, 2.0, refused(0.5, 0.1), 100.0)
+
+    assert memory.find("k", 5, 2.0, 100.25) == refused(0.25, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("cost", "max_delay", "exact", "known"),
+    [
+        (5, 2.0, False, True),
+        (6, 1.0, False, True),
+        (4, 2.0, False, False),
+        (5, 2.1, False, False),
+        (5, 2.0, True, True),
+        (6, 2.0, True, False),
+        (5, 1.0, True, False),
+    ],
+)
+def test_a_refusal_answers_for_larger_costs_and_shorter_delays(
+    memory: Refusals, cost: int, max_delay: float, exact: bool, known: bool
+) -> None:
+    assert (memory.find("k", cost, max_delay, 100.0, exact) is not None) is known
+
+
+def test_refusals_are_forgotten_one_by_one_or_together(memory: Refusals) -> None:
+    memory.add("other", 1, 0.0, refused(0.5), 100.0)
+    memory.forget("k")
+    memory.forget("k")
+
+    assert memory.find("k", 5, 2.0, 100.0) is None
+    assert memory.find("other", 1, 0.0, 100.0) is not None
+    memory.clear()
+    assert memory.find("other", 1, 0.0, 100.0) is None
+
+
+def test_the_oldest_of_too_many_refusals_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals, "MOST_KEYS", 3)
+    memory = Refusals()
+    for number in range(4):
+        memory.add(number, 1, 0.0, refused(0.5), 100.0)
+
+    assert [memory.find(number, 1, 0.0, 100.0) is not None for number in range(4)] == [False, True, True, True]
+
+
+def test_an_answer_of_this_process_has_a_decision_and_nothing_else() -> None:
+    answer = Answer.of(refused(0.5))
+
+    assert (answer.decision, answer.decided_us, answer.ignored) == (refused(0.5), 0, "")
+
+
+class Bell:
+    """A ticket that notes when it is woken."""
+
+    def __init__(self, woken: list[Bell]) -> None:
+        self._woken = woken
+
+    async def wait(self, seconds: float) -> bool:
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        self._woken.append(self)
+
+
+def test_a_line_is_served_in_order_and_wakes_who_has_become_the_first() -> None:
+    woken: list[Bell] = []
+    lines, first, second, third = Lines(), Bell(woken), Bell(woken), Bell(woken)
+
+    assert [lines.join("k", bell) for bell in (first, second, third)] == [True, False, False]
+    assert lines.join("other", Bell(woken))
+    lines.leave("k", second)
+    assert woken == []
+    lines.leave("k", first)
+    assert woken == [third]
+    lines.leave("k", third)
+    assert woken == [third]
+    assert lines.join("k", second)
+
+
+def test_a_line_without_waiters_takes_no_room() -> None:
+    lines, bell = Lines(), Bell([])
+    lines.join("k", bell)
+    lines.leave("k", bell)
+
+    assert not lines._lines
