@@ -20,12 +20,12 @@ from shared_resilience.limits import Limit
 PINNED = {
     "heartbeat": "c95927b579d05f173e1e58508ce574a6ab7930a8",
     "heartbeat_roster": "cb41e5dabfe19b185e6e17825e4c07f58c06b482",
-    "rate_limiter": "20442b9e3e2039fd3f8e70b0af8925c04b51abc6",
+    "rate_limiter": "402e23677189c2f59d7d0dac5aa52eeaf9b7bc6d",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
     "rate_limiter_pause": "08bc1168638fae8b8c6a9e85e72c75b96283afdb",
-    "rate_limiter_peek": "cc8dfcdfe5e8bdabf775e9e5e0bf61405cc41581",
+    "rate_limiter_peek": "dcfe611f7d22fd132985b92fc1c2c32ceba620be",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "44002054373b330b304a5f6e2169bc8dcf2709b0",
+    "rate_limiter_settle": "92d0b63109906cff8e76ef5b5276b18bbef05c5a",
 }
 
 
