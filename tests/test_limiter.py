@@ -73,7 +73,7 @@ def test_nothing_is_sent_to_settle_what_was_estimated_well(api: Api, monkeypatch
 def test_keys_are_those_of_the_labels_or_of_the_partition(api: Api) -> None:
     whole = api.service.get_or_create_rate_limiter("r", *TWO)._core
     spread = api.service.get_or_create_rate_limiter("s", *TWO, partitioned=True)._core
-    stem = ResourceKeys(whole._prefix, "r").overrides.removesuffix("overrides")
+    stem = ResourceKeys(whole._process.prefix, "r").overrides.removesuffix("overrides")
 
     assert whole._texts({"sliding_window": "b"}) == ("", "b")
     assert whole.keys(("", "b")) == (f"{stem}overrides", f"{stem}limit:token_bucket", f"{stem}limit:sliding_window:b")
