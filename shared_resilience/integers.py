@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LARGEST = 2**53 - 1
+LONGEST_WAIT = 2**52
 MILLION = 1_000_000
 
 
@@ -16,8 +16,8 @@ def to_integer(text: object) -> int | None:
 
 
 def to_wait(microseconds: int) -> int:
-    """`microseconds` as a reply may carry them: none below 0, none that a double cannot hold."""
-    return max(0, min(microseconds, LARGEST))
+    """`microseconds` as a reply may carry them: none below 0, none above 2⁵² (142 years)."""
+    return max(0, min(microseconds, LONGEST_WAIT))
 
 
 def to_ttl(microseconds: int) -> int:

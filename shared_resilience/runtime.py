@@ -102,7 +102,9 @@ class Runtime:
         """Overrides a number of a resource's limits for the fleet; None ends that."""
         text = "" if number is None else override_text(field, number)
         resource = self.process.heartbeat.resource(name)
-        await backend.run(Command(OVERRIDE, (resource.keys.overrides,), (field, text)), resource, "raise")
+        command = Command(OVERRIDE, (resource.keys.overrides,), (field, text))
+        await backend.run(command, resource, "raise")
+        self.process.local.execute(command)  # should Redis be lost before the heartbeat brings it
         known = {**resource.overrides, field: text}
         resource.overrides = {known_field: value for known_field, value in known.items() if value}
 

@@ -67,14 +67,17 @@ def run_fleet(work: Callable[..., None], *args: Any) -> list[Any]:
 
 
 def most_in_any_interval(granted: Iterable[tuple[float, float]], bucket: TokenBucket) -> float:
-    """By how much the worst interval exceeds capacity + rate × its length; the interval as the callers saw it."""
+    """By how much the worst interval exceeds capacity + rate × its length; the interval as the callers saw it.
+
+    It ends when the last of its calls was answered, which need not be the one that was asked last.
+    """
     calls = sorted(granted)
     worst = float("-inf")
-    for first, (begin, end) in enumerate(calls):
-        latest = end
+    for first, (begin, _) in enumerate(calls):
+        last_answer = begin
         for count, (_, end) in enumerate(calls[first:], start=1):
-            latest = max(latest, end)
-            worst = max(worst, count - bucket.capacity - bucket.refill_rate * (latest - begin))
+            last_answer = max(last_answer, end)
+            worst = max(worst, count - bucket.capacity - bucket.refill_rate * (last_answer - begin))
     return worst
 
 
@@ -85,9 +88,10 @@ def test_four_processes_get_the_limit_no_more_and_nearly_all_of_it(server: Serve
     reports = run_fleet(hammer, server.url, prefix, bucket, seconds)
 
     assert [report.sources for report in reports] == [{"redis"}] * WORKERS
-    granted = [call for report in reports for call in report.granted]
+    granted = sorted(call for report in reports for call in report.granted)
+    length = granted[-1][1] - granted[0][0]
     assert most_in_any_interval(granted, bucket) <= 1e-6
-    assert len(granted) >= 0.97 * (100 + 10 * seconds)
+    assert 0.97 * (100 + 10 * seconds) <= len(granted) <= 100 + 10 * max(seconds, length)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -104,7 +108,7 @@ def test_no_window_ever_sees_more_than_its_limit_wherever_it_begins(server: Serv
     length = window.window * 0.999
     for begin, _ in granted:
         assert sum(begin <= before and after <= begin + length for before, after in granted) <= window.limit
-    assert 0.75 * window.limit * seconds / window.window <= len(granted)
+    assert len(granted) > 1.5 * window.limit  # it has opened again
 
 
 def queue_up(url: str, prefix: str, limit: Limit, seconds: float, start: Any, out: Connection) -> None:
@@ -141,13 +145,13 @@ def test_calls_leave_a_leaky_bucket_one_by_one_over_the_whole_fleet(server: Serv
     gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(turns)]
     assert min(gaps) >= 1_000_000 / queue.leak_rate
     assert all(went_on >= turn for turn, went_on in turns)
-    assert len(turns) >= 0.6 * queue.leak_rate * seconds
+    assert len(turns) > 5 * queue.capacity
 
 
 THREE = (
     TokenBucket(100, 1e-6, label="user"),
-    SlidingWindow(250, 3600, label="tenant"),
-    TokenBucket(470, 1e-6, label="everybody"),
+    SlidingWindow(200, 3600, label="tenant"),
+    TokenBucket(370, 1e-6, label="everybody"),
 )
 
 
@@ -168,7 +172,7 @@ def take_for_users(url: str, prefix: str, start: Any, out: Connection) -> None:
         service.check()
         start.wait()
         for _ in range(400):
-            user, cost = source.choices(range(8), [1, 1, 1, 1, 1, 1, 1, 6])[0], source.randint(1, 3)
+            user, cost = source.choices(range(8), [1, 2, 1, 2, 1, 2, 1, 20])[0], source.randint(1, 3)
             names = {"user": f"u{user}", "tenant": f"t{user % 2}"}
             decision = limiter.try_acquire(names, cost)
             assert decision.source == "redis"
@@ -224,7 +228,7 @@ def test_a_killed_worker_takes_nothing_with_it(server: Server, prefix: str) -> N
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_heartbeat_counts_the_live_workers(server: Server, prefix: str, workers: int) -> None:
     services = [
-        ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT, worker_id=f"worker {number}")
+        ResilienceService.from_url(server.url, prefix=prefix, worker_id=f"worker {number}", command_timeout=PATIENT)
         for number in range(workers)
     ]
     for service in services:

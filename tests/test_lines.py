@@ -61,6 +61,8 @@ class Queue:
         self._form = form
         self._limiter: Any = service.get_or_create_rate_limiter("search", TokenBucket(1, 1), remember_refusals=False)
         self.core = self._limiter._core
+        self._joined = 0
+        self._count_those_who_join(self.core._lines)
         backends = service._runtime.backends
         self._count(backends.blocking if form == "sync" else backends.suspending)
         if form == "asyncio":
@@ -79,6 +81,16 @@ class Queue:
 
         backend.run = counted
 
+    def _count_those_who_join(self, lines: Any) -> None:
+        join = lines.join
+
+        def counted(*args: Any) -> Any:
+            first = join(*args)
+            self._joined += 1
+            return first
+
+        lines.join = counted
+
     def length(self) -> int:
         return sum(map(len, self.core._lines._lines.values()))
 
@@ -94,9 +106,9 @@ class Queue:
         """Callers who line up one behind the other."""
         futures = []
         for name in names:
-            before = self.length()
+            before = self._joined
             futures.append(self.start(name, timeout=timeout))
-            self.until(lambda before=before: self.length() > before, f"{name} to stand in line")
+            self.until(lambda before=before: self._joined > before, f"{name} to stand in line")
         return futures
 
     def until(self, condition: Any, what: str) -> None:
@@ -201,7 +213,7 @@ def test_who_does_not_wait_does_not_stand_in_line(queue: Queue) -> None:
 
 def test_who_runs_out_of_patience_in_the_middle_leaves_the_line(queue: Queue) -> None:
     queue.join("1st")
-    (impatient,) = queue.join("impatient", timeout=0.05)
+    (impatient,) = queue.join("impatient", timeout=0.2)
     queue.join("3rd", "4th")
 
     with pytest.raises(RateLimitExceeded):

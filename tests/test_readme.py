@@ -5,30 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from documents import README, examples, name_of, run_as_it_stands, text_of
 from servers import Server
 
 from shared_resilience import ResilienceService, TokenBucket
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-CONSOLE = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+CONSOLE = re.findall(r"```console\n(.*?)```", text_of(README), re.DOTALL)
 
 
 def test_the_readme_has_examples() -> None:
-    assert len(EXAMPLES) >= 5
+    assert len(examples(README)) >= 5
     assert len(CONSOLE) == 1
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.strip().splitlines()[-1][:40])
+@pytest.mark.parametrize("example", examples(README), ids=name_of)
 def test_an_example_runs_as_it_stands(own_server: Server, example: str) -> None:
-    here = example.replace("localhost:6379", f"127.0.0.1:{own_server.port}")
-    here = here.replace('host="localhost", port=6379', f'host="127.0.0.1", port={own_server.port}')
-
-    done = subprocess.run([sys.executable, "-W", "error", "-c", here], capture_output=True, text=True, timeout=30)
+    done = run_as_it_stands(example, own_server.port)
 
     assert (done.returncode, done.stderr) == (0, "")
 

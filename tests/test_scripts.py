@@ -18,14 +18,14 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "heartbeat": "c95927b579d05f173e1e58508ce574a6ab7930a8",
-    "heartbeat_roster": "cb41e5dabfe19b185e6e17825e4c07f58c06b482",
-    "rate_limiter": "20442b9e3e2039fd3f8e70b0af8925c04b51abc6",
+    "heartbeat": "c59755c7c136b1750d373395784f500c845e9d4c",
+    "heartbeat_roster": "158217afcb9f434295bcc9c4c5da1e9666c61372",
+    "rate_limiter": "5125a61bb7317e57dbd27146c9ef1cbe168a3260",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "08bc1168638fae8b8c6a9e85e72c75b96283afdb",
-    "rate_limiter_peek": "cc8dfcdfe5e8bdabf775e9e5e0bf61405cc41581",
+    "rate_limiter_pause": "9c553df89142eebed03c91a951038342b81e1dc5",
+    "rate_limiter_peek": "a56070580bfb069463df014db3f8889f57492e10",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "44002054373b330b304a5f6e2169bc8dcf2709b0",
+    "rate_limiter_settle": "e5612a6b0e3cd9b4509e5f6e82bde149a12c93a0",
 }
 
 

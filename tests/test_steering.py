@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Api, Lane, runtime_on
-from servers import Server, free_port
+from servers import PATIENT, Server, free_port
 
 from shared_resilience import (
     Event,
@@ -213,7 +213,7 @@ def test_a_pause_goes_on_while_redis_is_away(api: Api, limiter: Any, redis_is_aw
 
 
 def test_who_paused_does_not_forget_it_when_redis_is_lost_at_once(server: Server, prefix: str) -> None:
-    with ResilienceService.from_url(server.url, prefix=prefix) as service:
+    with ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT) as service:
         limiter = service.get_or_create_rate_limiter("search", TokenBucket(10, 5))
         limiter.try_acquire()
         limiter.pause(20)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared_resilience import validation
-from shared_resilience.integers import LARGEST, to_integer, to_ttl, to_wait
+from shared_resilience.integers import LONGEST_WAIT, to_integer, to_ttl, to_wait
 
 
 @pytest.mark.parametrize(
@@ -76,5 +76,11 @@ def test_integers_are_read_as_lua_reads_them(text: object, integer: int | None) 
 
 
 def test_waits_and_times_to_live_stay_within_what_redis_can_be_told() -> None:
-    assert [to_wait(number) for number in (-1, 0, 1, LARGEST, LARGEST + 1)] == [0, 0, 1, LARGEST, LARGEST]
+    assert [to_wait(number) for number in (-1, 0, 1, LONGEST_WAIT, LONGEST_WAIT + 1)] == [
+        0,
+        0,
+        1,
+        LONGEST_WAIT,
+        LONGEST_WAIT,
+    ]
     assert [to_ttl(number) for number in (0, 1_000_000, 1_000_001, 1_001_001)] == [1000, 1000, 1001, 1002]

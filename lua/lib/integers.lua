@@ -1,5 +1,6 @@
 -- Integers as Lua doubles: exact up to 2^53, written without exponent (`..` would print 1.7638800001235e+15).
 local LARGEST = 9007199254740991
+local LONGEST_WAIT = 4503599627370496
 local MILLION = 1000000
 
 -- The integer that `text` holds, else nil. NaN and infinity fail `% 1 == 0`.
@@ -24,9 +25,10 @@ local function refuse(name, text, low)
   return redis.error_reply("ERR " .. name .. " must be an integer from " .. to_text(low) .. " to 2^53 - 1")
 end
 
--- `microseconds` as a reply may carry them: none below 0, none that a double cannot hold.
+-- `microseconds` as a reply may carry them: none below 0, and none above 2^52 (142 years), beyond which the sums that
+-- lead to it are no longer exact.
 local function to_wait(microseconds)
-  return math.max(0, math.min(microseconds, LARGEST))
+  return math.max(0, math.min(microseconds, LONGEST_WAIT))
 end
 
 -- A time to live in milliseconds that covers `microseconds`: at least a second, since tests have clocks of their own.

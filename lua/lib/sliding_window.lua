@@ -2,7 +2,7 @@
 
 -- Sliding window: at most `limit` in every interval of `window` microseconds, both ends included.
 -- A log of calls: a sorted set by the time at which each counts as made. A member is "sum:cost", where `sum` adds up
--- all costs up to and including its own, zero-padded to sort like a number; so what lies in the window is the difference
+-- all costs up to and including its own, zero-padded to sort like a number; what lies in the window is the difference
 -- of two sums, whatever the number and the costs of its entries. An exact window (slot 1) has an entry for each call.
 -- Others move a call to the end of its slot, where it joins the entry that is there: it counts rather too long.
 local sliding_window = {}

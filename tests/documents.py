@@ -1,0 +1,33 @@
+"""Documents whose examples are run as they stand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+LIMITS = ROOT / "docs" / "limits.md"
+
+
+def text_of(document: Path) -> str:
+    return document.read_text(encoding="utf-8")
+
+
+def examples(document: Path) -> list[str]:
+    """Its blocks of Python, in order."""
+    return re.findall(r"```python\n(.*?)```", text_of(document), re.DOTALL)
+
+
+def name_of(example: str) -> str:
+    """How a test names an example: by its last line."""
+    return example.strip().splitlines()[-1][:40]
+
+
+def run_as_it_stands(example: str, port: int) -> subprocess.CompletedProcess[str]:
+    """Runs an example in a process of its own, on the server at `port` instead of the one that it names."""
+    here = example.replace("localhost:6379", f"127.0.0.1:{port}")
+    here = here.replace('host="localhost", port=6379', f'host="127.0.0.1", port={port}')
+    return subprocess.run([sys.executable, "-W", "error", "-c", here], capture_output=True, text=True, timeout=30)

@@ -1,0 +1,85 @@
+"""docs/limits.md is true: its examples run as they stand and print what they say, its images and figures are there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from documents import LIMITS, README, examples, name_of, run_as_it_stands, text_of
+from servers import Server
+
+EXAMPLES = [*examples(LIMITS), *examples(README)]
+LINKED = [(page, link) for page in (LIMITS, README) for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
+PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)
+"""A comment that is a list, or a few words without punctuation, is what its line prints."""
+MARKER = re.compile(r"<!-- (figures: [a-z]+|end) -->")
+
+
+def test_the_page_has_examples_and_images() -> None:
+    assert len(examples(LIMITS)) >= 7
+    assert len([link for _, link in LINKED if link.endswith(".svg")]) >= 4
+
+
+@pytest.mark.parametrize("example", examples(LIMITS), ids=name_of)
+def test_an_example_runs_as_it_stands(own_server: Server, example: str) -> None:
+    done = run_as_it_stands(example, own_server.port)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("example", [text for text in EXAMPLES if PROMISED.search(text)], ids=name_of)
+def test_an_example_prints_what_its_comments_say(own_server: Server, example: str) -> None:
+    printed = run_as_it_stands(example, own_server.port).stdout.splitlines()
+
+    assert [line for line in PROMISED.findall(example) if line not in printed] == []
+
+
+@pytest.mark.parametrize(("page", "link"), LINKED, ids=lambda value: str(value).rpartition("/")[2])
+def test_what_a_page_links_exists(page: Path, link: str) -> None:
+    assert (page.parent / link).is_file()
+
+
+@pytest.mark.parametrize("heading", sorted(set(re.findall(r"\]\(#([^)]+)\)", text_of(LIMITS)))))
+def test_a_link_within_the_page_leads_to_a_heading(heading: str) -> None:
+    headings = re.findall(r"^#+ (.*)$", text_of(LIMITS), re.MULTILINE)
+
+    assert heading in [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in headings]
+
+
+@pytest.mark.parametrize("image", sorted((LIMITS.parent / "images").iterdir()), ids=lambda path: path.name)
+def test_an_image_is_small_well_formed_and_says_what_it_shows(image: Path) -> None:
+    root = ElementTree.parse(image).getroot()
+
+    assert image.stat().st_size < 15_000
+    assert {child.tag.rpartition("}")[2] for child in root} >= {"title", "desc"}
+    assert "prefers-color-scheme: dark" in image.read_text(encoding="utf-8")
+
+
+def test_markers_are_balanced_and_every_block_of_figures_is_one_that_the_script_writes() -> None:
+    markers = MARKER.findall(text_of(LIMITS))
+    names = [marker.removeprefix("figures: ") for marker in markers[::2]]
+
+    assert set(markers[1::2]) == {"end"}
+    assert len(markers) == 2 * len(names)
+    assert sorted(names) == sorted(blocks_of_the_script())
+
+
+def blocks_of_the_script() -> list[str]:
+    """The keys of BLOCKS in the script; read and not imported, since it needs an embedded server."""
+    tree = ast.parse((LIMITS.parent / "limits_figures.py").read_text(encoding="utf-8"))
+    (blocks,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "BLOCKS"
+    )
+    assert isinstance(blocks, ast.Dict)
+    return [ast.literal_eval(key) for key in blocks.keys if key]
+
+
+def test_every_block_of_figures_says_how_to_repeat_it() -> None:
+    blocks = re.findall(r"<!-- figures: [a-z]+ -->\n(.*?)<!-- end -->", text_of(LIMITS), re.DOTALL)
+
+    assert all(block.count("|") > 4 and "`python docs/limits_figures.py`." in block for block in blocks)
