@@ -24,8 +24,8 @@ Key = str | Mapping[str, str]
 Texts = tuple[str, ...]
 """The keys of the limits, as users know them, in the order of the limits."""
 
-MOST_COMMANDS = 4096
-"""Commands that are kept to be sent again as they are."""
+MOST_SENT = 4096
+"""Commands that are kept, checked and packed, to be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Limiter(Component):
         self._labels = tuple(limit.label for limit in config.limits)
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
-        self._commands: dict[tuple[Texts, int, float], Command[Answer]] = {}
+        self._sent: dict[tuple[Texts, int, float], Command[Answer]] = {}
         self.leases = None if config.lease_tokens is None else Leases(config.lease_tokens, config.lease_seconds)
         self._monotonic = process.clock.monotonic
         for limit in config.limits:
@@ -112,8 +112,8 @@ class Limiter(Component):
     async def peek(self, backend: Backend, key: Key, cost: int) -> Decision:
         texts = self._texts(key)
         self.check_cost(cost)
-        if self.config.partitioned and (left := await self._pause_left(backend)) > 0:
-            return self._in_shadow(self._paused(left, backend))
+        if (paused := await self._paused(backend)) is not None:
+            return self._in_shadow(paused)
         answer = await self.run(backend, self.commands.peek(self.keys(texts), cost, self.told()))
         return self._in_shadow(answer.decision)
 
@@ -233,34 +233,38 @@ class Limiter(Component):
         return Decision(False, self._most, 0, 0.0, 0.0, 0.0, self._labels[0], backend.source())
 
     async def _decide(self, backend: Backend, texts: Texts, cost: int, max_delay: float, exact: bool = False) -> Answer:
-        self.check_cost(cost)
-        remember = self.config.remember_refusals
-        if remember:
+        if texts in self.refusals:
+            self.check_cost(cost)
             known = self.refusals.find(texts, cost, max_delay, self._monotonic(), exact)
             if known is not None:
                 return Answer(known)
-        if self.config.partitioned and (left := await self._pause_left(backend)) > 0:
-            return Answer(self._in_shadow(self._paused(left, backend)))
-        if self.leases is None:
-            answer = await self._ask(backend, texts, cost, max_delay)
+        command = self._sent.get((texts, cost, max_delay))
+        if command is not None and type(cost) is int:
+            answer = await backend.run(command, self.resource, self.config.on_outage)
         else:
-            answer = await self._ask_for_lease(self.leases, backend, texts, cost)
+            answer = await self._decide_anew(backend, texts, cost, max_delay)
+        decision, _, ignored, _ = answer
+        if ignored:
+            self._note_ignored(ignored)
         if self.config.shadow:
-            answer.decision = self._in_shadow(answer.decision)
-        elif remember and not answer.decision.allowed:
-            self.refusals.add(texts, cost, max_delay, answer.decision, self._monotonic())
+            return answer._replace(decision=self._in_shadow(decision))
+        if not decision.allowed and self.config.remember_refusals:
+            self.refusals.add(texts, cost, max_delay, decision, self._monotonic())
         return answer
 
-    async def _ask(self, backend: Backend, texts: Texts, cost: int, max_delay: float) -> Answer:
-        command = self._commands.get((texts, cost, max_delay))
-        if command is None:
-            max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
-            command = self.commands.take(self.keys(texts), cost, max_delay_us, self.told())
-            if not self.config.partitioned and max_delay in (0, math.inf):
-                if len(self._commands) >= MOST_COMMANDS:
-                    self._commands.clear()
-                self._commands[texts, cost, max_delay] = command
-        return await self.run(backend, command)
+    async def _decide_anew(self, backend: Backend, texts: Texts, cost: int, max_delay: float) -> Answer:
+        self.check_cost(cost)
+        if (paused := await self._paused(backend)) is not None:
+            return Answer(paused)
+        if self.leases is not None:
+            return await self._ask_for_lease(self.leases, backend, texts, cost)
+        max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
+        command = self.commands.take(self.keys(texts), cost, max_delay_us, self.told())
+        if not self.config.partitioned and max_delay in (0, math.inf):
+            if len(self._sent) >= MOST_SENT:
+                self._sent.clear()
+            self._sent[texts, cost, max_delay] = command
+        return await backend.run(command, self.resource, self.config.on_outage)
 
     async def _ask_for_lease(self, leases: Leases, backend: Backend, texts: Texts, cost: int) -> Answer:
         """Takes tokens ahead. One caller for a key does so at a time; the others are served from what it gets."""
@@ -284,13 +288,13 @@ class Limiter(Component):
         finally:
             self._lines.leave(place, ticket)
 
-    async def _pause_left(self, backend: Backend) -> float:
-        """Seconds for which a partitioned resource is paused; the script sees to that of the others."""
+    async def _paused(self, backend: Backend) -> Decision | None:
+        """The refusal of a partitioned resource that is paused; the script sees to the pauses of others."""
+        if not self.config.partitioned:
+            return None
         await backend.keep_up(self.resource)
-        return self.resource.paused_until - backend.monotonic()
-
-    def _paused(self, left: float, backend: Backend) -> Decision:
-        return Decision(False, self._most, 0, left, left, 0.0, PAUSE, backend.source())
+        left = self.resource.paused_until - backend.monotonic()
+        return Decision(False, self._most, 0, left, left, 0.0, PAUSE, backend.source()) if left > 0 else None
 
     def _in_shadow(self, decision: Decision) -> Decision:
         """In shadow mode nothing is refused and nobody waits; `limited_by` tells who would have."""

@@ -56,11 +56,14 @@ class AsyncPoolWire:
         self._ways: dict[Loop, Way] = {}
         self._openings: dict[Loop, asyncio.Task[Way]] = {}
 
-    async def ask(self, request: Request) -> Any:
+    def ask(self, request: Request) -> Awaitable[Any]:
         way = self._ways.get(asyncio.get_running_loop())
         if way is None or way.lost is not None:
-            way = await self._open()
-        return await way.ask(request.packed)
+            return self._ask_anew(request)
+        return way.ask(request.packed)
+
+    async def _ask_anew(self, request: Request) -> Any:
+        return await (await self._open()).ask(request.packed)
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
         way = self._ways.get(asyncio.get_running_loop())
