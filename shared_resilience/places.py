@@ -26,7 +26,7 @@ class Places:
 
     def texts(self, key: Key) -> Texts:
         """The key of each limit. Raises `ValueError` for a mapping with labels that are none, or of a partition."""
-        if not isinstance(key, Mapping):
+        if type(key) is str or not isinstance(key, Mapping):  # the first is quick to tell
             return (str(key),) * len(self._labels)
         if self._partitioned:
             raise ValueError(f"key is a mapping, but {self._name!r} is partitioned and has one key for all its limits")
