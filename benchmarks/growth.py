@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import redis
@@ -28,7 +31,19 @@ FLAT = Target(SPREAD, "≤", 1.2)
 FIRST_DATABASE = 1
 """From here on each number of keys has a database of its own."""
 
-_BATCH, _SAMPLE = 1000, 997
+LONGEST_LOG = 100_000
+"""An exact log longer than this takes longer to fill than all the rest to measure."""
+
+SLOTS = 50
+"""Calls that fill a window that is not exact: about one for each of its slots."""
+
+FILLED = 0.9
+"""How much of a window is filled; in the rest, it is measured."""
+
+SLOWLY = 1.0
+"""Tokens per second of a bucket so large that its keys stay."""
+
+BATCH, SAMPLE = 1000, 997
 GROWN = "flat: "
 Chosen = Callable[[Case], bool]
 
@@ -85,48 +100,57 @@ def _by_window(ground: Ground, effort: Effort, stack: ExitStack, database: int) 
 
 
 def _by_calls(ground: Ground, effort: Effort, stack: ExitStack, database: int) -> Iterator[Case]:
-    """Windows of a day that hold so many calls already."""
+    """Windows of a day in which so many calls lie, all over it: in a log one by one, else by their sum in each slot."""
     service = stack.enter_context(ground.service(database))
     for size in sizes(effort, 2):
         for work, exact in ((EXACT, True), ("sliding window, not exact", False)):
-            window = SlidingWindow(LARGEST, DAY, exact=exact)
-            case = _case(service, f"{work}, calls in it", size, window)
-            _call(ground, database, case.work, window, (KEY for _ in range(size)))
-            yield case
+            if not exact or size <= LONGEST_LOG:
+                window, number = SlidingWindow(LARGEST, DAY, exact=exact), size if exact else SLOTS
+                case = _case(service, f"{work}, calls in it", size, window)
+                _fill(ground, database, case.work, window, number, size // number)
+                yield case
 
 
 def _by_keys(ground: Ground, effort: Effort, stack: ExitStack, database: int) -> Iterator[Case]:
     """A key at random of so many."""
-    bucket, work = TokenBucket(LARGEST, 1.0), "token bucket, keys"
+    bucket, work = TokenBucket(LARGEST, SLOWLY), "token bucket, keys"
     for place, size in enumerate(sizes(effort, 0), database):
         service = stack.enter_context(ground.service(place))
         case = _case(service, work, size, bucket)
-        _call(ground, place, case.work, bucket, map(key, range(size)))
-        limiter = service.get_or_create_rate_limiter(case.work)
-        some = [key(random.randrange(size)) for _ in range(_SAMPLE)]
-        yield Case(OURS, case.work, _one_after_another(limiter.try_acquire, some), granted)
+        case.call()
+        _copy(ground, place, ResourceKeys("sr", case.work), bucket.label, size)
+        keys = cycle([key(random.randrange(size)) for _ in range(SAMPLE)])
+        take = service.get_or_create_rate_limiter(case.work).try_acquire
+        yield replace(case, call=partial(_with_next, take, keys))
 
 
-def _one_after_another(call: Callable[[str], Any], keys: list[str]) -> Callable[[], Any]:
-    """Each call with the next key; they are many more than a block has calls, and not a multiple of them."""
-    place = 0
-
-    def next_call() -> Any:
-        nonlocal place
-        place = place + 1 if place + 1 < len(keys) else 0
-        return call(keys[place])
-
-    return next_call
+def _with_next(call: Callable[[str], Any], keys: Iterator[str]) -> Any:
+    return call(next(keys))
 
 
-def _call(ground: Ground, database: int, name: str, limit: Limit, keys: Iterable[str]) -> None:
-    """One call of the resource `name` for each of `keys`, in batches: it is the state that is wanted here."""
-    script, commands, resource = scripts.load("rate_limiter"), LimitCommands([limit]), ResourceKeys("sr", name)
+def _fill(ground: Ground, database: int, name: str, window: SlidingWindow, calls: int, cost: int) -> None:
+    """So many calls of the resource `name`, told times that lie all over the window."""
+    script, keys = scripts.load("rate_limiter"), ResourceKeys("sr", name)
+    command = LimitCommands([window]).take((keys.overrides, keys.limit(window.label, KEY)), cost)
+    length = int(FILLED * window.window * 1e6)
+    begin = time.time_ns() // 1000 - length
     with redis.Redis(port=ground.port, db=database) as client, client.pipeline(transaction=False) as pipeline:
         client.script_load(script.text)
-        for number, one in enumerate(keys, 1):
-            command = commands.take((resource.overrides, resource.limit(limit.label, one)), 1)
-            pipeline.evalsha(script.sha, len(command.keys), *command.keys, *command.args, "")
-            if number % _BATCH == 0:
+        for number in range(calls):
+            now = begin + length * number // calls
+            pipeline.evalsha(script.sha, len(command.keys), *command.keys, *command.args, now)
+            if len(pipeline) >= BATCH:
+                pipeline.execute()
+        pipeline.execute()
+
+
+def _copy(ground: Ground, database: int, keys: ResourceKeys, label: str, number: int) -> None:
+    """Makes the state at `KEY` that of so many keys."""
+    source = keys.limit(label, KEY)
+    with redis.Redis(port=ground.port, db=database) as client, client.pipeline(transaction=False) as pipeline:
+        for target in (keys.limit(label, key(one)) for one in range(number)):
+            if target != source:
+                pipeline.copy(source, target)
+            if len(pipeline) >= BATCH:
                 pipeline.execute()
         pipeline.execute()

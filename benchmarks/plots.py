@@ -11,6 +11,7 @@ from xml.sax.saxutils import escape
 
 from benchmarks.fleets import COUNTS, LEASED, TRIPS, name
 from benchmarks.growth import GROWN
+from benchmarks.page import spelled
 from benchmarks.rows import BYTES, MICROSECONDS, OURS, PER_SECOND, RATIO, Row
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
@@ -51,7 +52,7 @@ def ratios(section: str, title: str, rows: Rows) -> Drawn:
 
 def of_breakers(rows: Rows) -> Drawn:
     figure, axes = bars(rows["breakers"], MICROSECONDS, "µs per call, logarithmic (less is better)")
-    axes.set_xscale("log")
+    _logarithmic(axes, "x")
     return figure, "Around a function that does nothing", "Bars: microseconds per call through breakers and retries."
 
 
@@ -71,7 +72,8 @@ def bars(rows: Sequence[Row], quantity: str, label: str) -> tuple[Any, Any]:
     figure, axes = canvas(0.9 + 0.22 * len(ordered))
     colours = [OUR_BLUE if row.library == OURS else THEIR_GREY for row in ordered]
     drawn = axes.barh(range(len(ordered)), [row.figures[quantity] for row in ordered], height=0.66, color=colours)
-    axes.bar_label(drawn, fmt="{:,.3g}", padding=3, color=SOFT, fontsize=8)
+    figures = [spelled(quantity, row.figures[quantity]) for row in ordered]
+    axes.bar_label(drawn, figures, padding=3, color=SOFT, fontsize=8)
     axes.set_yticks(range(len(ordered)), [f"{row.library}: {row.work}" for row in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.margins(x=0.08)
@@ -89,7 +91,7 @@ def of_growth(rows: Rows) -> Drawn:
     figure, axes = canvas(3.6)
     for colour, (work, points) in zip(LINES, series.items(), strict=False):
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, color=colour, label=work)
-    axes.set_xscale("log")
+    _logarithmic(axes, "x")
     axes.set_ylim(bottom=0)
     axes.axhline(1.0, color=TEXT, linewidth=1)
     axes.set_xlabel("capacity, seconds, calls or keys, logarithmic")
@@ -105,9 +107,8 @@ def of_processes(rows: Rows) -> Drawn:
         points = [(count, found[name(count, leased)]) for count in COUNTS if name(count, leased) in found]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.5, color=colour, label=work)
-    axes.set_yscale("log")
+    _logarithmic(axes, "y")
     axes.set_xticks(COUNTS)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("processes, all on one core with the server")
     axes.set_ylabel("decisions per second, all together")
     _legend(axes)
@@ -116,6 +117,13 @@ def of_processes(rows: Rows) -> Drawn:
 
 def _legend(axes: Any) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8, labelcolor=TEXT)
+
+
+def _logarithmic(axes: Any, which: str) -> None:
+    """With numbers as people write them, at powers of ten alone."""
+    axes.set(**{f"{which}scale": "log"})
+    axes.minorticks_off()
+    getattr(axes, f"{which}axis").set_major_formatter("{x:,.10g}")
 
 
 def canvas(height: float) -> tuple[Any, Any]:
@@ -173,8 +181,8 @@ def _style(text: str) -> str:
 
 _NEEDLESS = (
     (r"<!--.*?-->|<metadata>.*?</metadata>", ""),
-    (r"(\d+\.\d)\d+", r"\1"),  # a tenth of a point
     (r" font-family: [^;\"]*;", ""),
+    (r' clip-path="[^"]*"|<clipPath.*?</clipPath>', ""),  # nothing lies outside
     (r' transform="rotate\(-0 [^"]*"', ""),
     (r'<g id="[^"]*"', "<g"),  # clips and markers, which are referred to, are no groups
     (r"\s*\n\s*", " "),
@@ -189,4 +197,9 @@ def _smaller(text: str) -> str:
     text = text[text.index("<svg") :]
     for pattern, replacement in _NEEDLESS:
         text = re.sub(pattern, replacement, text, flags=re.DOTALL)
-    return text.strip() + "\n"
+    return re.sub(r"<[^>]*>", _tenths, text).strip() + "\n"
+
+
+def _tenths(tag: re.Match[str]) -> str:
+    """Coordinates to a tenth of a point; what stands between tags is for the reader."""
+    return re.sub(r"(\d+\.\d)\d+", r"\1", tag[0])

@@ -20,6 +20,7 @@ BARE = "EVALSHA of `return 1`"
 SCRIPT = "return 1"
 SYNC_TARGETS = {BUCKET: Target(RATIO, "≤", 0.80)}
 ASYNC_TARGETS = {BUCKET: Target(RATIO, "≤", 0.30)}
+CALLS_OF_A_TASK = 10
 Chosen = Callable[[Case], bool]
 
 
@@ -70,7 +71,7 @@ def measure_asyncio(ground: Ground, effort: Effort, chosen: Chosen) -> list[Row]
             *_cases([*ours(service, PLENTY, ASYNC_TARGETS), *installed(ASYNC_PEERS, ground, PLENTY)]),
         ]
         wanted = [cases[0], *filter(chosen, cases[1:])]
-        found = samples(ground, wanted, effort.rounds, TASKS * max(1, effort.calls // 32), tasks_block(runner))
+        found = samples(ground, wanted, max(3, effort.rounds // 3), TASKS * CALLS_OF_A_TASK, tasks_block(runner))
         runner.run(client.aclose())
         runner.run(service.close())
         return rows(wanted, found)
