@@ -108,6 +108,7 @@ def of_processes(rows: Rows) -> Drawn:
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1.5, color=colour, label=work)
     _logarithmic(axes, "y")
+    axes.set_ylim(bottom=1000)
     axes.set_xticks(COUNTS)
     axes.set_xlabel("processes, all on one core with the server")
     axes.set_ylabel("decisions per second, all together")
