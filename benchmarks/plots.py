@@ -41,11 +41,12 @@ Drawn = tuple[Any, str, str]
 def ratios(section: str, title: str, rows: Rows) -> Drawn:
     """Bars of ratios, with a line at the bare script and one at our target."""
     figure, axes = bars(rows[section], RATIO, "time per decision, as a multiple of a bare EVALSHA (less is better)")
+    top = axes.get_xaxis_transform()
     axes.axvline(1.0, color=TEXT, linewidth=1)
+    axes.text(1.0, 1.0, " bare EVALSHA", transform=top, color=TEXT, fontsize=8, va="bottom")
     for row in rows[section]:
         if row.target:
             axes.axvline(row.target.bound, color=TARGET, linewidth=1, linestyle="--")
-            top = axes.get_xaxis_transform()
             axes.text(row.target.bound, 1.0, f"our target {row.target.bound:g} ", transform=top, **_NOTE)
     return figure, title, "Bars: each limiter's time per decision over that of a bare EVALSHA in the same run."
 
@@ -76,6 +77,7 @@ def bars(rows: Sequence[Row], quantity: str, label: str) -> tuple[Any, Any]:
     axes.bar_label(drawn, figures, padding=3, color=SOFT, fontsize=8)
     axes.set_yticks(range(len(ordered)), [f"{row.library}: {row.work}" for row in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
+    axes.grid(visible=False, axis="y")
     axes.margins(x=0.08)
     axes.set_xlabel(label)
     return figure, axes
