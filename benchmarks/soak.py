@@ -140,21 +140,21 @@ def by_threads(ours: Ground, decisions: int, interval: float, show: Show) -> lis
 async def by_tasks(ours: Ground, decisions: int, interval: float, show: Show) -> list[str]:
     """As `by_threads`, on one event loop."""
     async with ours.service().aio as service:
-        load, tallies = Load(service, "tasks", decisions), [Tally() for _ in range(TASKS)]
+        load, tally = Load(service, "tasks", decisions), Tally()  # of one thread
         for one in (*load.keys, *load.hot_keys):
-            tallies[0].note(one, await load.limiter(one).try_acquire(one))
+            tally.note(one, await load.limiter(one).try_acquire(one))
         end = time.monotonic() + LONGEST
 
         async def work(worker: int) -> None:
             for one in load.chosen(worker, TASKS):
-                tallies[worker].note(one, await load.limiter(one).try_acquire(one))
+                tally.note(one, await load.limiter(one).try_acquire(one))
                 if time.monotonic() > end:
                     break
 
-        with Sampler(ours, interval, lambda sample: show(sample, made(tallies))) as sampler:
+        with Sampler(ours, interval, lambda sample: show(sample, tally.made)) as sampler:
             await asyncio.gather(*map(work, range(TASKS)))
         left = {one: (await load.limiter(one).peek(one)).remaining for one in (*load.keys[:PEEKED], *load.hot_keys)}
-    return load.wrong(total(tallies), left) + growth(sampler.samples)
+    return load.wrong(tally, left) + growth(sampler.samples)
 
 
 def made(tallies: list[Tally]) -> int:
