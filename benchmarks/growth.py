@@ -19,7 +19,7 @@ from benchmarks.limiters import EXACT, granted
 from benchmarks.rounds import Case, Effort, block, rows, samples
 from benchmarks.rows import OURS, RATIO, SPREAD, Row, Target
 from benchmarks.trips import BARE, SCRIPT, is_one
-from shared_resilience import LeakyBucket, ResilienceService, SlidingWindow, TokenBucket, scripts
+from shared_resilience import LeakyBucket, ResilienceService, SlidingWindow, TokenBucket
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.limit_commands import LimitCommands
 from shared_resilience.limits import Limit
@@ -43,7 +43,10 @@ FILLED = 0.9
 SLOWLY = 1.0
 """Tokens per second of a bucket so large that its keys stay."""
 
-BATCH, SAMPLE = 1000, 997
+BATCH = 1000
+SAMPLE = 20_011
+"""More keys than one run has calls, so that none is at hand from the call before."""
+
 GROWN = "flat: "
 Chosen = Callable[[Case], bool]
 
@@ -130,15 +133,15 @@ def _with_next(call: Callable[[str], Any], keys: Iterator[str]) -> Any:
 
 def _fill(ground: Ground, database: int, name: str, window: SlidingWindow, calls: int, cost: int) -> None:
     """So many calls of the resource `name`, told times that lie all over the window."""
-    script, keys = scripts.load("rate_limiter"), ResourceKeys("sr", name)
+    keys = ResourceKeys("sr", name)
     command = LimitCommands([window]).take((keys.overrides, keys.limit(window.label, KEY)), cost)
     length = int(FILLED * window.window * 1e6)
     begin = time.time_ns() // 1000 - length
     with redis.Redis(port=ground.port, db=database) as client, client.pipeline(transaction=False) as pipeline:
-        client.script_load(script.text)
+        sha = client.script_load(command.operation.loaded.text)
         for number in range(calls):
             now = begin + length * number // calls
-            pipeline.evalsha(script.sha, len(command.keys), *command.keys, *command.args, now)
+            pipeline.evalsha(sha, len(command.keys), *command.keys, *command.args, now)
             if len(pipeline) >= BATCH:
                 pipeline.execute()
         pipeline.execute()

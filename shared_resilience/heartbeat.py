@@ -35,9 +35,8 @@ class Resource:
     def restart(self) -> None:
         """As in a process that has never used it."""
         self._lock = threading.Lock()
-        self._pending: Counter[str] = Counter()
-        self._used = False
-        self.counted: Counter[str] = Counter()
+        self._pending: dict[str, int] = {}
+        self._reported: Counter[str] = Counter()
         self.workers: int | None = None
         self.fleet: dict[str, int] = {}
         self.overrides: dict[str, str] = {}
@@ -48,17 +47,25 @@ class Resource:
     def count(self, field: str) -> None:
         """One more of `field`, here and, with the next heartbeat, in the fleet's counters."""
         with self._lock:
-            self.counted[field] += 1
-            self._pending[field] += 1
+            self._pending[field] = self._pending.get(field, 0) + 1
 
-    def take_pending(self) -> Counter[str]:
+    def counted(self) -> dict[str, int]:
+        """What this process has counted."""
         with self._lock:
-            pending, self._pending = self._pending, Counter()
+            return dict(self._reported + Counter(self._pending))
+
+    def take_pending(self) -> dict[str, int]:
+        """What is to be reported; it counts as reported now."""
+        with self._lock:
+            pending, self._pending = self._pending, {}
+            self._reported.update(pending)
             return pending
 
-    def put_back(self, pending: Counter[str]) -> None:
+    def put_back(self, pending: Mapping[str, int]) -> None:
+        """What was not reported after all."""
         with self._lock:
-            self._pending += pending
+            self._reported.subtract(pending)
+            self._pending = dict(Counter(self._pending) + Counter(pending))
 
 
 class Heartbeat:

@@ -18,14 +18,18 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "heartbeat": "c59755c7c136b1750d373395784f500c845e9d4c",
-    "heartbeat_roster": "158217afcb9f434295bcc9c4c5da1e9666c61372",
-    "rate_limiter": "5125a61bb7317e57dbd27146c9ef1cbe168a3260",
+    "heartbeat": "cc5dd4137eea10d7e735cd7264408025e92bbbe3",
+    "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
+    "leaky_bucket": "c71ad6d32d7d0b7b9846b8e654f81c8d8fd7ea1c",
+    "rate_limiter": "7ff4a0676f130aacd27165a980e21544623f013d",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "9c553df89142eebed03c91a951038342b81e1dc5",
-    "rate_limiter_peek": "a56070580bfb069463df014db3f8889f57492e10",
+    "rate_limiter_pause": "aea808984faa059b5fb180ccdac79e27f0a7cf81",
+    "rate_limiter_peek": "46ffcbd742626f9f8e82a906bb11d45f9611f433",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "e5612a6b0e3cd9b4509e5f6e82bde149a12c93a0",
+    "rate_limiter_settle": "96c7abe51e1f73eb2df88c99ac5cbf8a1e8c280f",
+    "sliding_window": "fe1337a3fae6cf0f20e19d06d040616ac724630d",
+    "token_bucket": "df70a2f8f68c1e27a41f4fb67cdae2f882d36f22",
+    "token_bucket_lease": "e95f58a17ae604d60e7f62c3e4133958825f69a0",
 }
 
 
@@ -43,9 +47,13 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     overrides = f"{stem}:overrides"
     keys = (overrides, *(f"{stem}:limit:{limit.label}" for limit in LIMITS))
     of_limits = LimitCommands(LIMITS)
+    of_one_kind = [("token_bucket", LIMITS[0], keys[1]), ("sliding_window", LIMITS[1], keys[2])]
+    of_one_kind += [("leaky_bucket", LIMITS[3], keys[4])]
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
         "rate_limiter": of_limits.take(keys, 1),
+        **{script: LimitCommands([limit]).take((overrides, key), 1) for script, limit, key in of_one_kind},
+        "token_bucket_lease": LimitCommands(LIMITS[:1]).lease((overrides, keys[1]), 1, 5, 0),
         "rate_limiter_peek": of_limits.peek(keys, 1),
         "rate_limiter_settle": of_limits.charge(keys, 1),
         "rate_limiter_reset": Command(RESET, keys[1:], ()),
@@ -168,16 +176,16 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("rate_limiter", 0, "cost must be an integer from 1"),
         ("rate_limiter", 1, "share must be an integer from 1"),
         ("rate_limiter", 2, "longest delay must be an integer from -1"),
-        ("rate_limiter", 5, "first number of token_bucket must be an integer from 1"),
-        ("rate_limiter", 6, "second number of token_bucket must be"),
-        ("rate_limiter", 7, "third number of token_bucket must be"),
-        ("rate_limiter", 10, "first number of sliding_window must be"),
-        ("rate_limiter", 22, "third number of leaky_bucket must be"),
+        ("rate_limiter", 5, "first number of a limit must be an integer from 1"),
+        ("rate_limiter", 6, "second number of a limit must be"),
+        ("rate_limiter", 7, "third number of a limit must be"),
+        ("rate_limiter", 10, "first number of a limit must be"),
+        ("rate_limiter", 22, "third number of a limit must be"),
         ("rate_limiter_peek", 0, "cost must be an integer from 1"),
         ("rate_limiter_peek", 2, "longest delay must be an integer from -1"),
         ("rate_limiter_settle", 0, "cost must be an integer from 1"),
         ("rate_limiter_settle", 3, "since must be an integer from 0"),
-        ("rate_limiter_settle", 6, "first number of token_bucket must be an integer from 1"),
+        ("rate_limiter_settle", 6, "first number of a limit must be an integer from 1"),
         ("rate_limiter_pause", 0, "length must be an integer from 0"),
         ("heartbeat", 1, "horizon must be an integer from 1"),
         ("heartbeat", 2, "number of fields must be an integer from 0"),
@@ -192,7 +200,7 @@ def test_scripts_refuse_what_the_client_would_never_send(
     args = (*command.args[:position], value, *command.args[position + 1 :])
 
     with pytest.raises(Exception, match=message):
-        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=args)))
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
 
     assert not store.client.exists(*command.keys)
 
@@ -202,4 +210,4 @@ def test_a_script_refuses_a_kind_of_limit_that_does_not_exist(store: Lane, prefi
     args = tuple("magic" if argument == "token_bucket" else argument for argument in command.args)
 
     with pytest.raises(Exception, match="no such kind of limit"):
-        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=args)))
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))

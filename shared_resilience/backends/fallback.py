@@ -9,12 +9,14 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
+from redis.exceptions import InvalidResponse
+
 from shared_resilience.backends import OnOutage, Ticket, step
 from shared_resilience.backends.faults import Fault, StoreError
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
-from shared_resilience.commands import Command, Source
+from shared_resilience.commands import Command, Reply, Source
 from shared_resilience.errors import StoreUnavailableError
 from shared_resilience.heartbeat import Resource
 
@@ -22,6 +24,15 @@ R = TypeVar("R")
 logger = logging.getLogger("shared_resilience")
 HARMLESS = (Fault.SATURATED, Fault.REJECTED)
 """Faults of one command, which say nothing about the next."""
+
+
+def _decoded(command: Command[R], reply: Reply) -> R:
+    """The answer of Redis. Raises `StoreError` for what the script cannot have sent."""
+    try:
+        return command.operation.decode(reply, "redis")
+    except (TypeError, ValueError, IndexError) as error:
+        shape = InvalidResponse(f"{command.operation.script} is answered by {str(reply)[:80]!r}")
+        raise StoreError(shape, sent=True) from error
 
 
 class FallbackBackend:
@@ -39,20 +50,21 @@ class FallbackBackend:
 
     async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
         process = self._process
-        now = resource.last_used = self.monotonic()
-        if not process.guard.usable:
+        guard = process.guard
+        now = resource.last_used = process.clock.monotonic()
+        if not guard.usable:
             self._launch_prober()
             return self._decide_alone(command, resource, on_outage, None)
-        era = process.guard.era
+        era = guard.era
         try:
             if process.heartbeat.due(now):
                 await self._beat_on_the_way()
-            reply = await self._store.execute(command)
+            answer = _decoded(command, await self._store.execute(command))
         except StoreError as error:
             self._note(error, resource, era)
             return self._decide_alone(command, resource, on_outage, error)
-        process.guard.answered()
-        return command.operation.decode(reply, "redis")
+        guard.proven = True
+        return answer
 
     async def keep_up(self, resource: Resource) -> None:
         process = self._process
@@ -79,6 +91,7 @@ class FallbackBackend:
 
     async def close(self) -> None:
         await self.refresh()
+        await self._store.close()
 
     async def check(self) -> None:
         try:
@@ -100,7 +113,7 @@ class FallbackBackend:
         beat.arrived(replies, self.monotonic())
         for resource in beat.resources:
             self._process.local.put(resource.keys.overrides, self._as_local(resource))
-        self._process.guard.answered()
+        self._process.guard.proven = True
 
     def _as_local(self, resource: Resource) -> dict[str, str] | None:
         """The overrides of the fleet on this process's clock, so that they stay in force when Redis is away."""
