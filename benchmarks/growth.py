@@ -15,7 +15,7 @@ from typing import Any
 import redis
 
 from benchmarks.ground import KEY, Ground, key
-from benchmarks.limiters import EXACT, granted
+from benchmarks.limiters import EXACT, MANY, granted, with_next
 from benchmarks.rounds import Case, Effort, block, rows, samples
 from benchmarks.rows import OURS, RATIO, SPREAD, Row, Target
 from benchmarks.trips import BARE, SCRIPT, is_one
@@ -44,9 +44,6 @@ SLOWLY = 1.0
 """Tokens per second of a bucket so large that its keys stay."""
 
 BATCH = 1000
-SAMPLE = 20_011
-"""More keys than one run has calls, so that none is at hand from the call before."""
-
 GROWN = "flat: "
 Chosen = Callable[[Case], bool]
 
@@ -122,13 +119,9 @@ def _by_keys(ground: Ground, effort: Effort, stack: ExitStack, database: int) ->
         case = _case(service, work, size, bucket)
         case.call()
         _copy(ground, place, ResourceKeys("sr", case.work), bucket.label, size)
-        keys = cycle([key(random.randrange(size)) for _ in range(SAMPLE)])
+        keys = cycle([key(random.randrange(size)) for _ in range(MANY)])
         take = service.get_or_create_rate_limiter(case.work).try_acquire
-        yield replace(case, call=partial(_with_next, take, keys))
-
-
-def _with_next(call: Callable[[str], Any], keys: Iterator[str]) -> Any:
-    return call(next(keys))
+        yield replace(case, call=partial(with_next, take, keys))
 
 
 def _fill(ground: Ground, database: int, name: str, window: SlidingWindow, calls: int, cost: int) -> None:

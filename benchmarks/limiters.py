@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any, NamedTuple
 
+from benchmarks.ground import key
 from benchmarks.rows import OURS, Target
 from shared_resilience import LeakyBucket, ResilienceService, SlidingWindow, TokenBucket
 from shared_resilience.limits import Limit
@@ -68,6 +70,15 @@ def granted(decision: Any) -> bool:
     return bool(decision.allowed) and decision.source != "local"
 
 
+MANY = 20_011
+"""More keys than one run has calls, so that nothing is at hand from the call before for the same."""
+
+
+def with_next(call: Callable[[str], Any], keys: Iterator[str]) -> Any:
+    """`call` for the next of `keys`."""
+    return call(next(keys))
+
+
 def ours(service: Any, quota: Quota, targets: dict[str, Target]) -> list[Limiter]:
     """Our limiters, of either form of the service."""
     make = service.get_or_create_rate_limiter
@@ -76,3 +87,11 @@ def ours(service: Any, quota: Quota, targets: dict[str, Target]) -> list[Limiter
         Limiter(OURS, work, partial(partial, limiter.try_acquire), granted, targets.get(work), logs=work == EXACT)
         for work, limiter in made.items()
     ]
+
+
+def ours_of_many_keys(service: Any) -> Limiter:
+    """Our token bucket, told another key each time, whatever key it is bound to."""
+    _, limits = _limits(PLENTY)[BUCKET]
+    take = service.get_or_create_rate_limiter("many", *limits).try_acquire
+    keys = cycle([key(number) for number in range(MANY)])
+    return Limiter(OURS, f"{BUCKET}, another key each time", lambda _: partial(with_next, take, keys), granted)

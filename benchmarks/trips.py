@@ -11,7 +11,7 @@ import redis
 from redis import asyncio as async_redis
 
 from benchmarks.ground import KEY, Ground
-from benchmarks.limiters import BUCKET, PLENTY, Limiter, ours
+from benchmarks.limiters import BUCKET, PLENTY, Limiter, ours, ours_of_many_keys
 from benchmarks.peers import ASYNC_PEERS, SYNC_PEERS, installed
 from benchmarks.rounds import TASKS, Case, Effort, block, rows, samples, tasks_block
 from benchmarks.rows import RATIO, Row, Target
@@ -36,7 +36,8 @@ def measure_sync(ground: Ground, effort: Effort, chosen: Chosen) -> list[Row]:
         cases = [
             Case("redis-py", BARE, lambda: client.evalsha(sha, 0), is_one),
             Case("redis-py", "the same on a Connection, packed by hand", by_hand(ground, sha), is_one),
-            *_cases([*ours(service, PLENTY, SYNC_TARGETS), *installed(SYNC_PEERS, ground, PLENTY)]),
+            *_cases([*ours(service, PLENTY, SYNC_TARGETS), ours_of_many_keys(service)]),
+            *_cases(installed(SYNC_PEERS, ground, PLENTY)),
         ]
         wanted = [cases[0], *filter(chosen, cases[1:])]
         return rows(wanted, samples(ground, wanted, effort.rounds, effort.calls, block))
@@ -68,7 +69,8 @@ def measure_asyncio(ground: Ground, effort: Effort, chosen: Chosen) -> list[Row]
         cases = [
             Case("redis-py", BARE, lambda: client.evalsha(sha, 0), is_one),
             Case("redis-py", f"{TASKS} of them in a pipeline", pipeline(client, sha), decisions=TASKS),
-            *_cases([*ours(service, PLENTY, ASYNC_TARGETS), *installed(ASYNC_PEERS, ground, PLENTY)]),
+            *_cases([*ours(service, PLENTY, ASYNC_TARGETS), ours_of_many_keys(service)]),
+            *_cases(installed(ASYNC_PEERS, ground, PLENTY)),
         ]
         wanted = [cases[0], *filter(chosen, cases[1:])]
         found = samples(ground, wanted, max(3, effort.rounds // 3), TASKS * CALLS_OF_A_TASK, tasks_block(runner))
