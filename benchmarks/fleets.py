@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks.ground import KEY, Ground
-from benchmarks.limiters import LEASE, LEASES, PLENTY, granted
+from benchmarks.limiters import LEASE, PLENTY, granted
 from benchmarks.rounds import Case, Effort, UnfitError
 from benchmarks.rows import OURS, PER_SECOND, SERVER, Row
 from shared_resilience import TokenBucket
@@ -34,11 +34,9 @@ class Order(NamedTuple):
 def work(port: int, orders: Connection) -> None:
     """The life of a process: decides as ordered and answers how often; ends with its orders."""
     with Ground(port).service() as service:
-        make: Any = service.get_or_create_rate_limiter
+        make = service.get_or_create_rate_limiter
         bucket = TokenBucket(PLENTY.amount, PLENTY.amount / PLENTY.seconds)
-        limiters = {False: make("hot", bucket)}
-        if LEASES:
-            limiters[True] = make("hot, leased", bucket, **LEASE)
+        limiters = {False: make("hot", bucket), True: make("hot, leased", bucket, lease_tokens=LEASE)}
         for limiter in limiters.values():
             limiter.try_acquire(KEY)
         orders.send(READY)
@@ -70,7 +68,7 @@ def measure(ground: Ground, effort: Effort, chosen: Callable[[Case], bool]) -> l
         fleet = [_start(ground, stack) for _ in range(max(COUNTS))]
         for process in fleet:
             process.recv()  # it is ready
-        ways = [(leased, count) for leased in (False, True)[: 1 + LEASES] for count in COUNTS]
+        ways = [(leased, count) for leased in (False, True) for count in COUNTS]
         wanted = [way for way in ways if chosen(Case(OURS, name(way[1], way[0]), bool))]
         return [_row(ground, fleet[:count], leased, effort.seconds) for leased, count in wanted]
 

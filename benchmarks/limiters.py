@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.ground import key
 from benchmarks.rows import OURS, Target
-from shared_resilience import LeakyBucket, ResilienceService, SlidingWindow, TokenBucket
+from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket
 from shared_resilience.limits import Limit
 
 
@@ -61,8 +60,8 @@ def _limits(quota: Quota) -> dict[str, tuple[str, tuple[Limit, ...]]]:
     }
 
 
-LEASE = {"lease_tokens": 1000, "lease_seconds": 0.5}
-LEASES = set(LEASE) <= set(inspect.signature(ResilienceService.get_or_create_rate_limiter).parameters)
+LEASE = 1000
+"""Tokens that a process may lease at once."""
 
 
 def granted(decision: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak`: a million decisions by threads and a million by tasks, exact to the last one, and flat.
+"""`python -m benchmarks.soak`: a million decisions by threads, by tasks, and from leases: exact and flat.
 
 Many keys and a few hot ones, on a server of its own. Tokens come back so slowly that none does in time: of n attempts
 for a key, min(n, capacity) must have been allowed, neither more nor less. What is held, on both sides, must not grow.
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -32,8 +33,8 @@ REFUSING = 0.75
 """The capacity, of what is asked for a key on average: so that the last quarter is refused."""
 
 THREADS, TASKS = 8, 400
-LONGEST = 280.0
-"""Seconds for each of the two parts; two of them and a start fit into ten minutes."""
+LONGEST = 190.0
+"""Seconds for each of the three parts: all of them fit into ten minutes."""
 
 SHOWN_EVERY = 5.0
 MOST_SHOWN = 20
@@ -71,16 +72,23 @@ def total(tallies: list[Tally]) -> Tally:
 class Load:
     """The limiters of one part of the soak, whom a worker asks next, and what must come of it."""
 
-    def __init__(self, service: Any, name: str, decisions: int) -> None:
+    def __init__(self, service: Any, decisions: int) -> None:
         self.decisions = decisions
         self.keys = [key(number) for number in range(max(1, min(KEYS, decisions // 100)))]
         self.hot_keys = [f"hot:{number}" for number in range(HOT_KEYS)]
         self._capacity = max(1, int(REFUSING * decisions * (1 - HOT_SHARE) / len(self.keys)))
         self._hot_capacity = max(1, int(REFUSING * decisions * HOT_SHARE / HOT_KEYS))
-        make, window = service.get_or_create_rate_limiter, SlidingWindow(self._hot_capacity, DAY, exact=False)
+        bucket, hot = TokenBucket(self._capacity, SLOWLY), TokenBucket(self._hot_capacity, SLOWLY)
+        self._limiter, self._hot = self._limiters(service.get_or_create_rate_limiter, bucket, hot)
+
+    def _limiters(self, make: Callable[..., Any], bucket: TokenBucket, hot: TokenBucket) -> tuple[Any, Any]:
+        """That of the many keys and that of the hot ones."""
         # A refusal that is remembered is no trip: the many keys go without, the hot ones show that it is exact too.
-        self._limiter = make(name, TokenBucket(self._capacity, SLOWLY), remember_refusals=False)
-        self._hot = make(f"{name}, hot", TokenBucket(self._hot_capacity, SLOWLY), window)
+        window = SlidingWindow(hot.capacity, DAY, exact=False)
+        return make("many", bucket, remember_refusals=False), make("hot", hot, window)
+
+    def _is_right(self, found: int, right: int) -> bool:
+        return found == right
 
     def limiter(self, key: str) -> Any:
         return self._hot if key in self.hot_keys else self._limiter
@@ -101,22 +109,33 @@ class Load:
             found.append(f"{tally.local:,} decisions were made without Redis")
         for one, number in tally.asked.items():
             capacity = self._hot_capacity if one in self.hot_keys else self._capacity
-            right = min(number, capacity)
-            if tally.allowed[one] != right:
-                found.append(f"{one}: {tally.allowed[one]:,} of {number:,} were allowed, but {right:,} is right")
-            if left.get(one, capacity - right) != capacity - right:
-                found.append(f"{one}: {left[one]:,} are left, but {capacity - right:,} is right")
+            right, allowed = min(number, capacity), tally.allowed[one]
+            if not self._is_right(allowed, right):
+                found.append(f"{one}: {allowed:,} of {number:,} were allowed, but {right:,} is right")
+            if not self._is_right(left.get(one, capacity - allowed), capacity - allowed):
+                found.append(f"{one}: {left[one]:,} are left, but {capacity - allowed:,} is right")
         return found
+
+
+class LeasedLoad(Load):
+    """The same with leases: what one of them held when it ended is lost, so that there may be less, never more."""
+
+    def _limiters(self, make: Callable[..., Any], bucket: TokenBucket, hot: TokenBucket) -> tuple[Any, Any]:
+        few, many = (min(limit.capacity, most) for limit, most in ((bucket, 10), (hot, 1000)))
+        return make("many", bucket, lease_tokens=few, remember_refusals=False), make("hot", hot, lease_tokens=many)
+
+    def _is_right(self, found: int, right: int) -> bool:
+        return found <= right
 
 
 Show = Callable[[Sample, int], None]
 """Shows a sample, and how many decisions have been made."""
 
 
-def by_threads(ours: Ground, decisions: int, interval: float, show: Show) -> list[str]:
+def by_threads(ours: Ground, decisions: int, interval: float, show: Show, make: type[Load] = Load) -> list[str]:
     """Returns what was wrong."""
     with ours.service() as service:
-        load, tallies = Load(service, "threads", decisions), [Tally() for _ in range(THREADS)]
+        load, tallies = make(service, decisions), [Tally() for _ in range(THREADS)]
         for one in (*load.keys, *load.hot_keys):  # so that all states are there when sampling begins
             tallies[0].note(one, load.limiter(one).try_acquire(one))
         end = time.monotonic() + LONGEST
@@ -140,7 +159,7 @@ def by_threads(ours: Ground, decisions: int, interval: float, show: Show) -> lis
 async def by_tasks(ours: Ground, decisions: int, interval: float, show: Show) -> list[str]:
     """As `by_threads`, on one event loop."""
     async with ours.service().aio as service:
-        load, tally = Load(service, "tasks", decisions), Tally()  # of one thread
+        load, tally = Load(service, decisions), Tally()  # of one thread
         for one in (*load.keys, *load.hot_keys):
             tally.note(one, await load.limiter(one).try_acquire(one))
         end = time.monotonic() + LONGEST
@@ -184,17 +203,20 @@ class Progress:
         )
 
 
+PARTS: dict[str, Callable[[Ground, int, float, Show], list[str]]] = {
+    "threads": by_threads,
+    "asyncio": lambda *arguments: asyncio.run(by_tasks(*arguments)),
+    "leases": partial(by_threads, make=LeasedLoad),
+}
+
+
 def soak(decisions: int, interval: float, console: Console) -> list[str]:
-    """Both parts, each on a server of its own. Returns what was wrong."""
+    """All parts, each on a server of its own. Returns what was wrong."""
     found = []
-    for part in ("threads", "asyncio"):
+    for part, run in PARTS.items():
         began = time.monotonic()
         with ground() as ours:
-            progress = Progress(console, part, decisions)
-            if part == "threads":
-                wrong = by_threads(ours, decisions, interval, progress)
-            else:
-                wrong = asyncio.run(by_tasks(ours, decisions, interval, progress))
+            wrong = run(ours, decisions, interval, Progress(console, part, decisions))
         outcome = f"{len(wrong)} faults" if wrong else "exact and flat"
         seconds = time.monotonic() - began
         console.print(f"{part}: {decisions:,} decisions in {seconds:.0f} s, {outcome}", highlight=False)

@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from benchmarks.ground import KEY, Ground
-from benchmarks.limiters import LEASE, LEASES, PLENTY, granted
+from benchmarks.limiters import LEASE, PLENTY, granted
 from benchmarks.machine import version
 from benchmarks.rounds import Case, Effort, block, rows, samples
 from benchmarks.rows import MICROSECONDS, OURS, PER_SECOND, RATIO, Row, Target
@@ -42,12 +42,9 @@ def without_ratio(measured: list[Row]) -> list[Row]:
 
 def _ours(service: ResilienceService, alone: ResilienceService) -> Iterator[Case]:
     bucket = TokenBucket(PLENTY.amount, PLENTY.amount / PLENTY.seconds)
-    if LEASES:
-        make: Any = service.get_or_create_rate_limiter
-        leased = make("leased", bucket, **LEASE)
-        target = Target(PER_SECOND, "≥", 500_000)
-        work = f"token bucket, leases of {LEASE['lease_tokens']:,} tokens"
-        yield Case(OURS, work, partial(leased.try_acquire, KEY), granted, target)
+    leased = service.get_or_create_rate_limiter("leased", bucket, lease_tokens=LEASE)
+    target, work = Target(PER_SECOND, "≥", 500_000), f"token bucket, leases of {LEASE:,} tokens"
+    yield Case(OURS, work, partial(leased.try_acquire, KEY), granted, target)
     used_up = service.get_or_create_rate_limiter("used up", TokenBucket(1, 0.001))
     used_up.try_acquire(KEY)
     yield Case(OURS, "refused, and remembered", partial(used_up.try_acquire, KEY), lambda answer: not answer)

@@ -150,7 +150,7 @@ def test_a_short_soak_is_exact() -> None:
     done = run("benchmarks.soak", "--decisions", "20000", "--interval", "0.005")
 
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert done.stdout.count("20,000 decisions") == 2
+    assert done.stdout.count("20,000 decisions") == 3
 
 
 def test_what_grows_beyond_its_tolerance_is_named() -> None:
@@ -170,7 +170,7 @@ class Maker:
 
 
 def test_a_soak_finds_one_decision_too_many_one_too_few_and_one_made_alone() -> None:
-    load = soak.Load(Maker(), "threads", 1000)
+    load = soak.Load(Maker(), 1000)
     one, other, *_ = load.keys
     tally = soak.Tally()
     tally.made, tally.local = 1000, 1
@@ -182,6 +182,18 @@ def test_a_soak_finds_one_decision_too_many_one_too_few_and_one_made_alone() -> 
     assert faults == [
         "1 decisions were made without Redis",
         f"{one}: 61 of 1,000 were allowed, but 60 is right",
-        f"{one}: 1 are left, but 0 is right",
+        f"{one}: 1 are left, but -1 is right",
         f"{other}: 0 of 1 were allowed, but 1 is right",
     ]
+
+
+def test_a_soak_with_leases_finds_only_what_is_too_much() -> None:
+    load = soak.LeasedLoad(Maker(), 1000)
+    one, other, *_ = load.keys
+    tally = soak.Tally()
+    tally.made = 1000
+    tally.asked.update({one: 1000, other: 2})
+    tally.allowed.update({one: 61, other: 1})
+
+    assert load.wrong(tally, {other: 58}) == [f"{one}: 61 of 1,000 were allowed, but 60 is right"]
+    assert load.wrong(tally, {other: 60})[1:] == [f"{other}: 60 are left, but 59 is right"]
