@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks import page, plots
 from benchmarks.machine import versions
-from benchmarks.rows import Row, failed, median_of_runs
+from benchmarks.rows import CLIENT, MICROSECONDS, SERVER, Row, failed, median_of_runs
 from benchmarks.sections import SECTIONS
 
 Runs = dict[str, list[list[Row]]]
@@ -28,11 +28,19 @@ class Report:
         tables = {name: page.table_of(rows, SECTIONS[name].quantities) for name, rows in self.rows.items()}
         lines = [line for name, rows in self.rows.items() for line in page.verdict(name, rows, self._runs[name])]
         return {
-            "machine": page.table(("what", "which"), self._about),
+            "machine": page.table(("what", "which"), [*self._about, *self._lost()]),
             "versions": page.table(("package", "version"), versions()),
             **tables,
             "verdict": page.table(page.VERDICT, lines),
         }
+
+    def _lost(self) -> list[tuple[str, str]]:
+        """How much of a bare script's time neither side has worked: the core was idle, or others had it."""
+        if "trips" not in self.rows:
+            return []
+        bare = self.rows["trips"][0].figures
+        lost = max(0.0, 1 - (bare[CLIENT] + bare[SERVER]) / bare[MICROSECONDS])
+        return [("of a bare script's time, taken by others", f"{lost:.0%}")]
 
     def show(self) -> None:
         """Prints the tables, the verdict last."""

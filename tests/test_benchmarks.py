@@ -18,7 +18,7 @@ from benchmarks.limiters import PLENTY
 from benchmarks.machine import PEERS
 from benchmarks.report import Report
 from benchmarks.rounds import QUICK, Case, Sample, UnfitError, block, rows, samples
-from benchmarks.rows import MICROSECONDS, PER_SECOND, RATIO, Row, Target, median_of_runs
+from benchmarks.rows import CLIENT, MICROSECONDS, PER_SECOND, RATIO, SERVER, Row, Target, median_of_runs
 from benchmarks.samples import TOLERANCES, growth
 from benchmarks.samples import Sample as Held
 from benchmarks.sections import SECTIONS
@@ -91,14 +91,22 @@ def test_of_several_runs_the_median_counts() -> None:
 def test_a_report_shows_figures_targets_and_what_does_not_hold(capsys: pytest.CaptureFixture[str]) -> None:
     target = Target(RATIO, "≤", 2.0)
 
-    report = Report([("CPU", "a fast one")], {"trips": [[row(1.0, target)], [row(3.0, target)], [row(2.5, target)]]})
+    report = Report([("CPU", "a fast one")], {"memory": [[row(1.0, target)], [row(3.0, target)], [row(2.5, target)]]})
     report.show()
 
     printed = capsys.readouterr().out
     assert "| CPU | a fast one |" in printed
-    assert "| a library | work | 2.50 |" in printed
-    assert "| trips | work | ≤ 2.00 × bare | 2.50 | 1.00 to 3.00 | **does not hold** |" in printed
+    assert "| a library | work |" in printed
+    assert "| memory | work | ≤ 2.00 × bare | 2.50 | 1.00 to 3.00 | **does not hold** |" in printed
     assert len(report.failed()) == 1
+
+
+def test_a_report_tells_how_much_of_the_time_others_had() -> None:
+    found = {RATIO: 1.0, MICROSECONDS: 40.0, CLIENT: 20.0, SERVER: 10.0}
+
+    report = Report([], {"trips": [[Row("redis-py", "bare", found)]]})
+
+    assert "taken by others | 25% |" in report.blocks()["machine"]
 
 
 def test_a_page_gets_its_blocks_and_keeps_its_prose() -> None:
