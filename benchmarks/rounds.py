@@ -28,7 +28,7 @@ class Effort:
     seconds: float
 
 
-FULL = Effort(rounds=60, calls=128, local_calls=2000, keys=100_000, largest=10**6, seconds=0.5)
+FULL = Effort(rounds=40, calls=256, local_calls=2000, keys=100_000, largest=10**6, seconds=0.5)
 QUICK = Effort(rounds=7, calls=64, local_calls=1000, keys=5000, largest=10**4, seconds=0.1)
 
 
