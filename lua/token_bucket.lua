@@ -8,15 +8,15 @@
 -- First what is asked by far most often: one bucket, nothing overridden, enough tokens. To define and run what decides
 -- everything, below, would take half as long again; it decides afresh if this does not, since nothing is written then.
 do
-  local cost, share, max_delay = to_integer(ARGV[1]), to_integer(ARGV[2]), to_integer(ARGV[3])
-  local capacity, refill, per = to_integer(ARGV[6]), to_integer(ARGV[7]), to_integer(ARGV[8])
-  local usual = #KEYS == 2 and ARGV[4] == "token_bucket" and cost and share == 1 and max_delay and max_delay >= -1
-    and capacity and refill and per and math.min(cost, capacity, refill, per) >= 1
+  local cost, max_delay, size = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[6])
+  local refill, per = tonumber(ARGV[7]), tonumber(ARGV[8])
+  local usual = #KEYS == 2 and ARGV[2] == "1" and ARGV[4] == "token_bucket" and cost and max_delay and size and refill
+    and per and max_delay >= -1 and math.min(cost, size, refill, per) >= 1
+    and cost % 1 + max_delay % 1 + size % 1 + refill % 1 + per % 1 == 0
   if usual and #redis.call("HGETALL", KEYS[1]) == 0 then
-    local key, now, size, need = KEYS[2], read_clock(ARGV[#ARGV]), capacity, cost * MILLION
+    local key, now, capacity, need = KEYS[2], read_clock(ARGV[#ARGV]), size * MILLION, cost * MILLION
     local stored = redis.call("HMGET", key, "microtokens", "time_us")
     local tokens, time = to_integer(stored[1]), to_integer(stored[2])
-    capacity = size * MILLION
     if not (tokens and time) then
       tokens, time = capacity, now
     end

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 from shared_resilience import validation
 from shared_resilience.commands import Argument, State, Step
@@ -141,20 +141,22 @@ class Bucket:
         self.ttl = to_ttl(self.reset_after)
 
 
-def take(states: Sequence[State], now: int, told: Sequence[Argument]) -> Step | None:
+def take(states: Sequence[State], now: int, told: Any) -> Step | None:
     """Twin of the first part of `token_bucket.lua`: one bucket, nothing overridden, enough tokens; else None.
 
     `told` are the arguments of the script. It spares the local store half of a decision's time, too.
     """
-    cost, share, _, _, _, size, refill, per = cast("tuple[int, int, int, str, str, int, int, int]", told)
-    if states[0] is not None or share != 1:
+    overrides, stored = states
+    cost, share, _, _, _, size, refill, per = told
+    if overrides is not None or share != 1:
         return None
-    capacity, need, stored = size * MILLION, cost * MILLION, states[1]
-    tokens, time = stored if isinstance(stored, BucketState) else (capacity, now)
+    capacity, need = size * MILLION, cost * MILLION
+    tokens, time = stored if type(stored) is BucketState else (capacity, now)
     tokens, time, available = refilled(tokens, time, now, capacity, refill, per)
     if need > available:
         return None
     tokens, available = tokens - need, available - need
     reset_after = until_it_holds(capacity, tokens, time, now, refill, per)
+    make = tuple.__new__  # a NamedTuple in half the time
     reply = (1, 1, size, available // MILLION, 0, reset_after, 0, now, "")
-    return Step((None, BucketState(tokens, time)), (None, to_ttl(reset_after)), reply)
+    return make(Step, ((None, make(BucketState, (tokens, time))), (None, to_ttl(reset_after)), reply))

@@ -85,6 +85,7 @@ LAYERS = [
     {"heartbeat", "limits"},
     {"backends", "leases", "refusals", "limit_commands"},
     {"lines", "limiter_config"},
+    {"places"},
     {"limiter"},
     {"reservation"},
     {"rate_limiter"},

@@ -28,7 +28,7 @@ PINNED = {
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
     "rate_limiter_settle": "96c7abe51e1f73eb2df88c99ac5cbf8a1e8c280f",
     "sliding_window": "fe1337a3fae6cf0f20e19d06d040616ac724630d",
-    "token_bucket": "df70a2f8f68c1e27a41f4fb67cdae2f882d36f22",
+    "token_bucket": "4f7f925cab12a58ad2e03c5d27a43302705663bb",
     "token_bucket_lease": "e95f58a17ae604d60e7f62c3e4133958825f69a0",
 }
 

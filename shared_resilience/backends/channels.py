@@ -17,11 +17,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from shared_resilience.backends.faults import FOREIGN
 from shared_resilience.backends.resp import INCOMPLETE, make_reader
 
 _CHUNK = 65536
 _TRUSTED_FOR = 0.01
 """Seconds for which an idle connection is taken to be alive without a look at it."""
+
+
+class Stale(Exception):
+    """The connection was closed while it was idle; nothing was sent."""
 
 
 class Channel(Protocol):
@@ -32,14 +37,8 @@ class Channel(Protocol):
     def exchange(self, data: bytes, count: int) -> list[Any]:
         """Sends requests and returns their `count` replies, `ResponseError` among them as values.
 
-        Raises what redis-py or the socket raises; the connection is then good for nothing more.
+        Raises `Stale`, or what redis-py or the socket raises; the connection is then good for nothing more.
         """
-
-    def ask(self, data: bytes) -> Any:
-        """The same for one request."""
-
-    def is_alive(self) -> bool:
-        """Whether the connection, idle until now, looks as if it could be used."""
 
     def let_go(self) -> None:
         """Leaves the connection as redis-py made it."""
@@ -83,8 +82,11 @@ class SocketChannel:
     def _by_rule(self) -> None:
         self._socket.settimeout(None if self._by_kernel else self._patience)
 
-    def ask(self, data: bytes) -> Any:
-        begin = self._used_at = time.monotonic()
+    def exchange(self, data: bytes, count: int) -> list[Any]:
+        begin = time.monotonic()
+        if begin - self._used_at > _TRUSTED_FOR and not self._is_alive():
+            raise Stale
+        self._used_at = begin
         reader = self._reader
         try:
             self._socket.sendall(data)
@@ -92,15 +94,10 @@ class SocketChannel:
         except BlockingIOError as error:
             raise RedisTimeoutError(f"no reply within {self._patience} s") from error
         reply = reader.gets()
-        return self._rest(begin) if reply is INCOMPLETE else reply
-
-    def exchange(self, data: bytes, count: int) -> list[Any]:
-        replies = [self.ask(data)]
-        begin = self._used_at
-        for _ in range(count - 1):
-            reply = self._reader.gets()
-            replies.append(self._rest(begin) if reply is INCOMPLETE else reply)
-        return replies
+        if count == 1 and reply is not INCOMPLETE:
+            return [reply]
+        replies = [self._rest(begin) if reply is INCOMPLETE else reply]
+        return replies + [self._rest(begin) for _ in range(count - 1)]
 
     def _rest(self, begin: float) -> Any:
         """The reply of which a part, or nothing, has come so far."""
@@ -116,11 +113,9 @@ class SocketChannel:
         self._by_rule()
         return reply
 
-    def is_alive(self) -> bool:
-        if self.connection._sock is not self._socket:  # its pool was told to disconnect
-            return False
-        # What an idle connection has to say is that it is closed.
-        return time.monotonic() - self._used_at < _TRUSTED_FOR or not self._poll or not self._poll.poll(0)
+    def _is_alive(self) -> bool:
+        # Its pool may have been told to disconnect; and what an idle connection has to say is that it is closed.
+        return self.connection._sock is self._socket and not (self._poll and self._poll.poll(0))
 
     def let_go(self) -> None:
         if self.connection._sock is not self._socket:
@@ -137,10 +132,13 @@ class ClientChannel:
         self.connection = connection
         self._patience = patience
 
-    def ask(self, data: bytes) -> Any:
-        return self.exchange(data, 1)[0]
-
     def exchange(self, data: bytes, count: int) -> list[Any]:
+        try:
+            stale = self.connection.can_read(0)
+        except FOREIGN as error:
+            raise Stale from error
+        if stale:
+            raise Stale
         self.connection.send_packed_command([data], check_health=False)
         return [self._read() for _ in range(count)]
 
@@ -151,9 +149,6 @@ class ClientChannel:
             return self.connection.read_response()
         except ResponseError as refusal:
             return refusal
-
-    def is_alive(self) -> bool:
-        return not self.connection.can_read(0)
 
     def let_go(self) -> None:
         """Nothing was changed."""

@@ -16,7 +16,7 @@ from shared_resilience.backends.faults import Fault, StoreError
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
-from shared_resilience.commands import Command, Reply, Source
+from shared_resilience.commands import Command, Source
 from shared_resilience.errors import StoreUnavailableError
 from shared_resilience.heartbeat import Resource
 
@@ -26,13 +26,12 @@ HARMLESS = (Fault.SATURATED, Fault.REJECTED)
 """Faults of one command, which say nothing about the next."""
 
 
-def _decoded(command: Command[R], reply: Reply) -> R:
-    """The answer of Redis. Raises `StoreError` for what the script cannot have sent."""
-    try:
-        return command.operation.decode(reply, "redis")
-    except (TypeError, ValueError, IndexError) as error:
-        shape = InvalidResponse(f"{command.operation.script} is answered by {str(reply)[:80]!r}")
-        raise StoreError(shape, sent=True) from error
+OF_ANOTHER_SHAPE = (TypeError, ValueError, IndexError)
+"""What taking a reply apart raises that no script of ours can have sent."""
+
+
+def _garbled(reply: object) -> StoreError:
+    return StoreError(InvalidResponse(f"the server answered {str(reply)[:80]}"), sent=True)
 
 
 class FallbackBackend:
@@ -59,7 +58,13 @@ class FallbackBackend:
         try:
             if process.heartbeat.due(now):
                 await self._beat_on_the_way()
-            answer = _decoded(command, await self._store.execute(command))
+            reply = await self._store.ask(command)
+            if isinstance(reply, Exception):
+                reply = await self._store.refused(command, reply)
+            try:
+                answer = command.operation.decode(reply, "redis")
+            except OF_ANOTHER_SHAPE as error:
+                raise _garbled(reply) from error
         except StoreError as error:
             self._note(error, resource, era)
             return self._decide_alone(command, resource, on_outage, error)
@@ -110,7 +115,10 @@ class FallbackBackend:
         except BaseException as error:
             beat.lost(isinstance(error, StoreError) and error.fault.ran_not)
             raise
-        beat.arrived(replies, self.monotonic())
+        try:
+            beat.arrived(replies, self.monotonic())
+        except OF_ANOTHER_SHAPE as error:
+            raise _garbled(replies) from error
         for resource in beat.resources:
             self._process.local.put(resource.keys.overrides, self._as_local(resource))
         self._process.guard.proven = True

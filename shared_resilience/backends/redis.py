@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError, ResponseError
@@ -31,8 +31,8 @@ _KEYS_PER_SCAN = 1000
 class Wire(Protocol):
     """A way to Redis: sends requests and returns their replies, errors among them as values."""
 
-    async def ask(self, request: Request) -> Any:
-        """The reply, a `ResponseError` if the server refused. Raises `StoreError` when there is none."""
+    def ask(self, request: Request) -> Awaitable[Any]:
+        """The reply, a `ResponseError` if the server refused. Fails with `StoreError` when there is none."""
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
         """The replies in order to requests that are sent in one go, a `ResponseError` for each that was refused.
@@ -60,12 +60,14 @@ class RedisStore:
         self._wire = wire
         self._now_us = now_us
 
+    def ask(self, command: Command[Any]) -> Awaitable[Any]:
+        """What the server answers: a reply, or an error for `refused`. Fails with `StoreError`."""
+        return self._wire.ask(command.request or self._request(command))  # type: ignore[arg-type]  # made by `_request`
+
     async def execute(self, command: Command[Any]) -> Reply:
         """The reply of one command. Raises `StoreError`."""
-        reply = await self._wire.ask(command.request or self._request(command))  # type: ignore[arg-type]  # made below
-        if isinstance(reply, Exception):
-            return await self._refused(command, reply)
-        return reply  # type: ignore[no-any-return]  # what the server sent
+        reply = await self.ask(command)
+        return await self.refused(command, reply) if isinstance(reply, Exception) else reply
 
     async def execute_all(self, commands: Sequence[Command[Any]]) -> list[Reply]:
         """The replies of several commands, sent in one go. Raises `StoreError` for the first that failed."""
@@ -74,7 +76,7 @@ class RedisStore:
         replies = await self._wire.exchange([self._request(command) for command in commands])
         for index, reply in enumerate(replies):
             if isinstance(reply, Exception):
-                replies[index] = await self._refused(commands[index], reply)
+                replies[index] = await self.refused(commands[index], reply)
         return replies
 
     async def close(self) -> None:
@@ -98,7 +100,7 @@ class RedisStore:
             if cursor == "0":
                 return
 
-    async def _refused(self, command: Command[Any], refusal: Exception) -> Reply:
+    async def refused(self, command: Command[Any], refusal: Exception) -> Reply:
         """What to do about a refusal: a script that the server does not know yet is introduced to it."""
         if not isinstance(refusal, NoScriptError) and not str(refusal).startswith("NOSCRIPT"):
             raise StoreError(refusal, sent=True) from refusal

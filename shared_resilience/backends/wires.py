@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from shared_resilience.backends.channels import Channel, channel_on
+from shared_resilience.backends.channels import Channel, Stale, channel_on
 from shared_resilience.backends.faults import FOREIGN, StoreError
 from shared_resilience.backends.redis import Request
 from shared_resilience.commands import Argument
@@ -92,44 +92,31 @@ class PoolWire:
         _wires.add(self)
 
     async def ask(self, request: Request) -> Any:
-        channel = self._take()
-        try:
-            reply = channel.ask(request.packed)
-        except FOREIGN as error:
-            self._drop(channel)
-            raise StoreError(error, sent=True) from error
-        except BaseException:
-            self._drop(channel)
-            raise
-        self._keep(channel)
-        return reply
+        return self._exchange(request.packed, 1)[0]
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
-        channel = self._take()
-        try:
-            replies = channel.exchange(b"".join([request.packed for request in requests]), len(requests))
-        except FOREIGN as error:
-            self._drop(channel)
-            raise StoreError(error, sent=True) from error
-        except BaseException:
-            self._drop(channel)
-            raise
-        self._keep(channel)
-        return replies
+        return self._exchange(b"".join([request.packed for request in requests]), len(requests))
 
-    def _take(self) -> Channel:
-        """A channel to use alone. Raises `StoreError`."""
+    def _exchange(self, data: bytes, count: int) -> list[Any]:
+        """Asks on a channel that nobody else uses meanwhile. Raises `StoreError`."""
         while True:
             try:
                 channel = self._idle.pop()
             except IndexError:
-                return self._open()
+                channel = self._open()
             try:
-                if channel.is_alive():
-                    return channel
-            except FOREIGN:
-                pass
-            self._drop(channel)
+                replies = channel.exchange(data, count)
+            except Stale:
+                self._drop(channel)
+                continue
+            except FOREIGN as error:
+                self._drop(channel)
+                raise StoreError(error, sent=True) from error
+            except BaseException:
+                self._drop(channel)
+                raise
+            self._keep(channel)
+            return replies
 
     def _open(self) -> Channel:
         try:

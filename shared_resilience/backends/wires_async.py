@@ -56,21 +56,20 @@ class AsyncPoolWire:
         self._ways: dict[Loop, Way] = {}
         self._openings: dict[Loop, asyncio.Task[Way]] = {}
 
-    async def ask(self, request: Request) -> Any:
+    def ask(self, request: Request) -> Awaitable[Any]:
         way = self._ways.get(asyncio.get_running_loop())
         if way is None or way.lost is not None:
-            way = await self._open()
-        return await way.ask(request.packed)
+            return self._ask_anew(request)
+        return way.ask(request.packed)
+
+    async def _ask_anew(self, request: Request) -> Any:
+        return await (await self._open()).ask(request.packed)
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
         way = self._ways.get(asyncio.get_running_loop())
         if way is None or way.lost is not None:
             way = await self._open()
-        replies = await asyncio.gather(*(way.ask(request.packed) for request in requests), return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, StoreError):
-                raise reply
-        return replies
+        return await way.exchange([request.packed for request in requests])
 
     async def _open(self) -> Way:
         """The way of this loop. Whoever comes first has it made, by a task that no cancelled caller takes along."""
@@ -131,9 +130,12 @@ class Way(Protocol):
     def ask(self, data: bytes) -> Awaitable[Any]:
         """The reply to a request. Fails with `StoreError`."""
 
+    async def exchange(self, requests: Sequence[bytes]) -> list[Any]:
+        """The replies to requests that are sent in one go. Raises `StoreError`."""
+
 
 class Borrowed:
-    """A connection from the pool for each request: for pools that cannot spare one, and for RESP3."""
+    """A connection from the pool for each exchange: for pools that cannot spare one, and for RESP3."""
 
     lost: Exception | None = None
 
@@ -142,6 +144,9 @@ class Borrowed:
         self._patience = patience
 
     async def ask(self, data: bytes) -> Any:
+        return (await self.exchange([data]))[0]
+
+    async def exchange(self, requests: Sequence[bytes]) -> list[Any]:
         try:
             with once():
                 connection = await self._pool.get_connection()
@@ -149,10 +154,8 @@ class Borrowed:
             raise StoreError(error, sent=False) from error
         try:
             async with asyncio.timeout(self._patience):
-                await connection.send_packed_command([data], check_health=False)
-                return await connection.read_response()
-        except ResponseError as refusal:
-            return refusal
+                await connection.send_packed_command(list(requests), check_health=False)
+                return [await self._read(connection) for _ in requests]
         except BaseException as error:
             await connection.disconnect(nowait=True)  # a late reply must never answer a later request
             if isinstance(error, FOREIGN):
@@ -160,6 +163,12 @@ class Borrowed:
             raise
         finally:
             await self._pool.release(connection)
+
+    async def _read(self, connection: Any) -> Any:
+        try:
+            return await connection.read_response()
+        except ResponseError as refusal:
+            return refusal
 
 
 class Pools(Protocol):
