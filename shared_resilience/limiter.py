@@ -271,9 +271,11 @@ class Limiter(Component):
                 return Answer(known)
             wanted = leases.take_out(texts, cost, asked_at)
             answer = await self.run(backend, self.commands.lease(self.places.keys(texts), cost, *wanted, self.told()))
-            if answer.taken:
-                leases.put(texts, cost, answer.taken, answer.decision, asked_at)
-            return answer
+            if not answer.taken:
+                return answer
+            leases.put(texts, cost, answer.taken, answer.decision, asked_at)
+            remaining = answer.decision.remaining + answer.taken - cost
+            return answer._replace(decision=answer.decision._replace(remaining=remaining))
         finally:
             self._lines.leave(place, ticket)
 

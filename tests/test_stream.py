@@ -1,8 +1,10 @@
-"""The asyncio way to Redis: one connection per event loop, shared by all its tasks, whatever happens to some of them."""
+"""The asyncio way to Redis: one connection per event loop, shared by all tasks, whatever happens to some of them."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib.util
 import os
 import time
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "without hiredis":
         monkeypatch.setattr(resp, "hiredis", None)
-    elif resp.hiredis is None:
+    elif importlib.util.find_spec("hiredis") is None:
         pytest.skip("hiredis is not installed")
 
 
@@ -48,7 +50,7 @@ def stream_of(service: AsyncResilienceService) -> Stream:
 async def until(condition: Any) -> None:
     """Waits until `await condition()` holds, within bounds."""
     async with asyncio.timeout(10):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110  # in another process
             await asyncio.sleep(0.005)
 
 
@@ -246,9 +248,9 @@ def test_a_server_that_stops_reading_costs_each_caller_one_command_timeout(proxy
     assert held <= stream.MOST_IN_FLIGHT
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # redis-py and asyncio say so, and are right
-def test_a_loop_that_ends_with_commands_in_flight_leaves_the_next_one_alone(server: Server, prefix: str) -> None:
-    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+def leave_in_the_middle_and_go_on(url: str, prefix: str) -> tuple[str, int]:
+    """Who decides in the second of two event loops, the first of which ended with commands in flight; and its ways."""
+    service = ResilienceService.from_url(url, prefix=prefix, command_timeout=PATIENT)
 
     async def leave_in_the_middle() -> None:
         limiter = limiter_of(service.aio)
@@ -257,15 +259,22 @@ def test_a_loop_that_ends_with_commands_in_flight_leaves_the_next_one_alone(serv
         await asyncio.sleep(0)
         assert not any(task.done() for task in left)
 
-    async def go_on() -> str:
+    async def go_on() -> tuple[str, int]:
         async with service.aio as aio:
             decision = await limiter_of(aio).try_acquire()
             wire: Any = aio._runtime.backends.suspending._store._wire  # type: ignore[attr-defined]
-            assert list(wire._ways) == [asyncio.get_running_loop()]
-            return str(decision.source)
+            return decision.source, len(wire._ways) + len(wire._pools._pools)
 
     asyncio.run(leave_in_the_middle())
-    assert asyncio.run(go_on()) == "redis"
+    return asyncio.run(go_on())
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # nobody closed the first connection, as redis-py and asyncio say
+def test_a_loop_that_ends_with_commands_in_flight_leaves_the_next_one_alone(server: Server, prefix: str) -> None:
+    assert leave_in_the_middle_and_go_on(server.url, prefix) == ("redis", 2)
+    gc.collect()  # here, where the warnings are expected
 
 
 def test_whoever_connects_first_may_be_cancelled_without_the_others(server: Server, prefix: str) -> None:
@@ -313,7 +322,7 @@ def test_a_child_forked_inside_a_loop_asks_on_a_connection_of_its_own(server: Se
             os.write(write_end, b"right" if right else b"wrong")
             os._exit(0)
         remaining = [(await limiter.try_acquire("parent")).remaining for _ in range(100)]
-        os.wait()
+        os.wait()  # noqa: ASYNC222  # the test is over
         await service.aio.close()
         return remaining
 

@@ -22,6 +22,12 @@ Pool = async_redis.ConnectionPool
 Loop = asyncio.AbstractEventLoop
 
 
+def forget_closed(of_loops: dict[Loop, Any]) -> None:
+    """Drops what belongs to event loops that are gone; it holds on to them, so that weak keys would keep both."""
+    for loop in [loop for loop in of_loops if loop.is_closed()]:
+        del of_loops[loop]
+
+
 class AsyncPoliteRetry(Retry):
     """As `wires.PoliteRetry`."""
 
@@ -86,8 +92,7 @@ class AsyncPoolWire:
             opening.exception()  # nobody may be left to see it
 
     async def _make(self, loop: Loop) -> Way:
-        for other in [other for other in self._ways if other.is_closed()]:
-            del self._ways[other]
+        forget_closed(self._ways)
         await self._retire(loop)
         pool = self._pools.of_this_loop()
         try:
@@ -191,12 +196,13 @@ class OwnPools:
 
     def __init__(self, make: Callable[[], Pool]) -> None:
         self._make = make
-        self._pools: weakref.WeakKeyDictionary[Loop, Pool] = weakref.WeakKeyDictionary()
+        self._pools: dict[Loop, Pool] = {}
 
     def of_this_loop(self) -> Pool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
+            forget_closed(self._pools)
             pool = self._pools[loop] = self._make()
         return pool
 
