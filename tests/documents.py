@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 LIMITS = ROOT / "docs" / "limits.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 
 
 def text_of(document: Path) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from documents import LIMITS, README, examples, name_of, run_as_it_stands, text_of
+from documents import LIMITS, PERFORMANCE, README, examples, name_of, run_as_it_stands, text_of
 from servers import Server
 
 EXAMPLES = [*examples(LIMITS), *examples(README)]
-LINKED = [(page, link) for page in (LIMITS, README) for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
+PAGES = (LIMITS, PERFORMANCE, README)
+LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
+WITHIN = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(#(.+?)\)", text_of(page))})
 PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)
 """A comment that is a list, or a few words without punctuation, is what its line prints."""
 MARKER = re.compile(r"<!-- (figures: [a-z]+|end) -->")
@@ -42,9 +44,9 @@ def test_what_a_page_links_exists(page: Path, link: str) -> None:
     assert (page.parent / link).is_file()
 
 
-@pytest.mark.parametrize("heading", sorted(set(re.findall(r"\]\(#([^)]+)\)", text_of(LIMITS)))))
-def test_a_link_within_the_page_leads_to_a_heading(heading: str) -> None:
-    headings = re.findall(r"^#+ (.*)$", text_of(LIMITS), re.MULTILINE)
+@pytest.mark.parametrize(("page", "heading"), WITHIN, ids=lambda value: getattr(value, "stem", value))
+def test_a_link_within_a_page_leads_to_a_heading(page: Path, heading: str) -> None:
+    headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
 
     assert heading in [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in headings]
 
