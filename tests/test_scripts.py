@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from hashlib import sha1
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import Lane
@@ -12,7 +13,7 @@ from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket, scripts
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
-from shared_resilience.commands import Command
+from shared_resilience.commands import Command, Operation
 from shared_resilience.heartbeat import BEAT, ENROL
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.limits import Limit
@@ -20,16 +21,16 @@ from shared_resilience.limits import Limit
 PINNED = {
     "heartbeat": "cc5dd4137eea10d7e735cd7264408025e92bbbe3",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "leaky_bucket": "c71ad6d32d7d0b7b9846b8e654f81c8d8fd7ea1c",
-    "rate_limiter": "7ff4a0676f130aacd27165a980e21544623f013d",
+    "leaky_bucket": "26b7934ba8dc74bf14a07c4c7dc618937d96b9ad",
+    "rate_limiter": "9b67f2127441f65036e880ef5df6295b91481801",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "aea808984faa059b5fb180ccdac79e27f0a7cf81",
-    "rate_limiter_peek": "46ffcbd742626f9f8e82a906bb11d45f9611f433",
+    "rate_limiter_pause": "5beabadd571076b08282e02ba2de41e0f86204ec",
+    "rate_limiter_peek": "92aafc269836e3ad0b98af91d91650c98960df93",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "96c7abe51e1f73eb2df88c99ac5cbf8a1e8c280f",
-    "sliding_window": "fe1337a3fae6cf0f20e19d06d040616ac724630d",
-    "token_bucket": "8fea30a59f79aceca63dc26223877826b72b7711",
-    "token_bucket_lease": "e95f58a17ae604d60e7f62c3e4133958825f69a0",
+    "rate_limiter_settle": "9d909426e10477d309c542a9803d7b32c325fd67",
+    "sliding_window": "c8964fde097526ed5014399a9aa13541082e8942",
+    "token_bucket": "f3e254eb43e344534e6bc18a53799e91531a7b9d",
+    "token_bucket_lease": "dbe46aeccfd132ec4e02ca56f7ef62c5d1170bb5",
 }
 
 
@@ -145,7 +146,10 @@ def test_a_damaged_bucket_is_an_unused_one_and_is_mended_by_the_next_call(
     take = one_bucket(prefix)
     store.client.execute_command(damage[0], take.keys[1], *damage[1:])
 
-    assert step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(take))[:4] == [1, 1, 10, 9]
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False))
+    peek = LimitCommands([TokenBucket(10, 1)]).peek(take.keys, 1)
+    assert step(redis_store.execute(peek))[:4] == [1, 1, 10, 10]
+    assert step(redis_store.execute(take))[:4] == [1, 1, 10, 9]
 
 
 @pytest.mark.parametrize("field", ["microlevel", "time_us"])
@@ -219,6 +223,67 @@ def test_scripts_refuse_what_the_client_would_never_send(
         step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
 
     assert not store.client.exists(*command.keys)
+
+
+@pytest.mark.parametrize("positions", [(0, 5), (0, 6), (0, 7), (5, 6), (5, 7), (6, 7)])
+def test_two_fractions_do_not_make_an_integer(store: Lane, prefix: str, positions: tuple[int, int]) -> None:
+    command = one_bucket(prefix)
+    args = tuple("1.5" if number in positions else argument for number, argument in enumerate(command.args))
+
+    with pytest.raises(Exception, match=r"must be an integer"):
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
+
+
+def only_usual(command: Command[Any]) -> Command[Any]:
+    """The same, by a script that answers with an error what its first part does not decide."""
+    first, rest = command.operation.loaded.text.split("\n-- Everything else.\n")
+    assert "reply_of" in rest
+    text = first + '\nreturn redis.error_reply("ERR everything else")\n'
+    operation = Operation(command.operation.script, command.operation.twin, lambda reply, source: reply)
+    script = scripts.Script("usual", text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return Command(WithScript(operation, script), command.keys, command.args)  # type: ignore[arg-type]  # as far as used
+
+
+class WithScript(NamedTuple):
+    """An operation with another script."""
+
+    operation: Operation[Any]
+    loaded: scripts.Script
+
+
+@pytest.mark.parametrize(
+    ("limit", "costs"),
+    [
+        (TokenBucket(1, 1e-6), [1]),
+        (TokenBucket(1, 1e9), [1, 1]),
+        (TokenBucket(3, 1), [1, 2]),
+        (TokenBucket(7, 3), [5, 1, 1]),
+        (TokenBucket(10**9, 1 / 3), [10**9]),
+        (TokenBucket(1001, 100 / 60), [1, 3, 997]),
+    ],
+)
+def test_a_usual_call_is_decided_by_the_first_part_of_its_script(
+    store: Lane, prefix: str, limit: TokenBucket, costs: list[int]
+) -> None:
+    times = iter([1_763_880_000_000_000 + number for number in range(0, 20_000, 1000)])
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False), times.__next__)
+    for cost in costs:
+        take = LimitCommands([limit]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:b"), cost)
+
+        assert step(redis_store.execute(only_usual(take)))[0] == 1
+
+
+def test_a_refusal_that_the_oldest_call_ends_needs_no_search_in_the_log(store: Lane, lane: str, prefix: str) -> None:
+    if lane == "fakeredis":
+        pytest.skip("counts at a real server")
+    take = LimitCommands([SlidingWindow(10, 60)]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:w"), 1)
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False))
+    allowed = [step(redis_store.execute(take))[0] for _ in range(10)]
+    store.client.config_resetstat()
+    refused = step(redis_store.execute(take))
+
+    assert (allowed, refused[0]) == ([1] * 10, 0)
+    assert "cmdstat_zcard" not in store.client.info("commandstats")
 
 
 def test_a_script_refuses_a_kind_of_limit_that_does_not_exist(store: Lane, prefix: str) -> None:
