@@ -312,9 +312,9 @@ def test_a_key_lives_exactly_as_long_as_its_twin_says(store: Lane, lane: str, fa
         _, *left = step(wire.exchange([run, *(Request(key, ("PTTL", key)) for key in told)]))
         late += [ttl - alive for ttl, alive in zip(told.values(), left, strict=True)]
 
-    at_once = 0 if lane != "fakeredis" else 1  # which rounds down
-    assert min(late) == at_once
-    assert statistics.median(late) == at_once  # others were asked for when the next millisecond had begun
+    at_once = 0 if lane != "fakeredis" else 1  # which may round down
+    assert 0 <= min(late) <= at_once
+    assert statistics.median(late) <= at_once  # others were asked for when the next millisecond had begun
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
