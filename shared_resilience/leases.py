@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from shared_resilience.commands import Source
 from shared_resilience.decision import Decision
 
 K = TypeVar("K", bound=Hashable)
@@ -24,6 +26,12 @@ class _Lease:
     begun: float
     ends: float
 
+    def returnable(self, now: float, source: Source, rate: float) -> int:
+        """How many tokens the bucket of `source`, which gets `rate` per second, may have back at `now`."""
+        if now >= self.ends or source != self.decision.source:
+            return 0
+        return max(0, self.left - math.ceil(rate * (now - self.begun)))
+
 
 class Wanted(NamedTuple):
     """What to ask for: how many tokens at most, and how many of the last lease to give back."""
@@ -37,12 +45,15 @@ class Leases(Generic[K]):
 
     A lease ends `seconds` after the moment at which it was asked for, by the monotonic clock. The first one for a key
     is of the cost at hand; the next is of at most twice what was used of the one before, and never of more than
-    `tokens`: whoever calls rarely takes little from the others. What is not used is given back by the next trip if that
-    goes out before the lease ends, else it is lost: to give it back later could let pass more than is promised.
+    `tokens`: whoever calls rarely takes little from the others.
+
+    What is not used is given back by the next trip to the same store, less what has come back to the bucket since the
+    lease was taken: the bucket may have been full meanwhile, and would get the same tokens twice. So, used in any
+    interval of t seconds, from all processes: at most capacity + rate × (t + `seconds`).
     """
 
     def __init__(self, tokens: int, seconds: float) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         self._seconds = seconds
         self._by_key: OrderedDict[K, _Lease] = OrderedDict()
         self._lock = threading.Lock()
@@ -59,15 +70,15 @@ class Leases(Generic[K]):
             fields = (True, limit, remaining + lease.left, 0.0, reset_after, 0.0, None, source)
             return tuple.__new__(Decision, fields)
 
-    def take_out(self, key: K, cost: int, now: float) -> Wanted:
-        """What to ask for on behalf of a call of `cost`. What is left of the lease is no longer served from here."""
+    def take_out(self, key: K, cost: int, now: float, source: Source, rate: float) -> Wanted:
+        """What to ask `source` for on behalf of a call of `cost`. What is left of the lease is served no longer."""
         with self._lock:
             lease = self._by_key.get(key)
             if lease is None:
                 return Wanted(cost, 0)
-            back = lease.left if now < lease.ends else 0
+            back = lease.returnable(now, source, rate)
             lease.left = 0
-            return Wanted(max(cost, min(self._tokens, 2 * lease.used)), back)
+            return Wanted(max(cost, min(self.tokens, 2 * lease.used)), back)
 
     def put(self, key: K, cost: int, taken: int, decision: Decision, asked_at: float) -> None:
         """Keeps what a trip has taken and the call of `cost`, for which it was made, does not need."""
@@ -87,9 +98,9 @@ class Leases(Generic[K]):
         with self._lock:
             self._by_key.clear()
 
-    def unused(self, now: float) -> list[tuple[K, int]]:
-        """Drops all leases; what can still be given back of them, by key."""
+    def unused(self, now: float, source: Source, rate: float) -> list[tuple[K, int]]:
+        """Drops all leases; what can still be given back of them to `source`, by key."""
         with self._lock:
-            left = [(key, lease.left) for key, lease in self._by_key.items() if lease.left > 0 and now < lease.ends]
+            left = [(key, lease.returnable(now, source, rate)) for key, lease in self._by_key.items()]
             self._by_key.clear()
-            return left
+            return [(key, tokens) for key, tokens in left if tokens > 0]

@@ -15,15 +15,13 @@ from shared_resilience.leases import Leases
 from shared_resilience.limit_commands import ANY_DELAY, PAUSE, PAUSE_FOR, RESET, Answer, LimitCommands
 from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.lines import Lines
-from shared_resilience.overrides import told_in_force
+from shared_resilience.overrides import fastest, told_in_force
 from shared_resilience.places import Key, Places, Texts
 from shared_resilience.refusals import Refusals
+from shared_resilience.sent import Sent
 
-MOST_SENT = 4096
-"""Commands that are kept, checked and packed, to be sent again."""
-
-FLOOD = 16 * MOST_SENT
-"""Commands that find no place there before it is made anew."""
+REMEMBERED = -1
+"""When an answer was decided that a process gives itself, out of its memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +63,8 @@ class Limiter(Component):
         self._labels = tuple(limit.label for limit in config.limits)
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
-        self._not_kept = 0
-        self._sent: dict[tuple[Texts, int, float], Command[Answer]] = {}
-        self.leases: Leases[Texts] | None = None
-        if config.lease_tokens is not None:
-            self.leases = Leases(config.lease_tokens, config.lease_seconds)
+        self._sent = Sent()
+        self.leases = self._no_leases()
         self._monotonic = process.clock.monotonic
         for limit in config.limits:
             self.resource.numbers |= {f"limit.{limit.label}.{field}": n for field, n in limit.numbers().items()}
@@ -77,21 +72,31 @@ class Limiter(Component):
     def after_fork(self) -> None:
         self.refusals = Refusals()
         self._lines = Lines()
-        if self.leases:
-            self.leases.clear()
+        self.leases = self._no_leases()
+
+    def _no_leases(self) -> Leases[Texts] | None:
+        tokens, seconds = self.config.lease_tokens, self.config.lease_seconds
+        return None if tokens is None else Leases(tokens, seconds)
 
     async def before_close(self, backend: Backend) -> None:
         """Gives leased tokens back."""
         if self.leases:
-            for texts, left in self.leases.unused(self._monotonic()):
+            for texts, left in self.leases.unused(self._monotonic(), backend.source(), self._rate()):
                 await self.run(backend, self.commands.give(self.places.keys(texts), left, told=self.told()))
+
+    def _rate(self) -> float:
+        """Tokens per second of the fastest bucket, by the numbers in force."""
+        return fastest(told_in_force(self.resource.overrides, self.commands.told)[0])
 
     def at_once(self, key: Key, cost: int) -> Decision | None:
         """The decision to let `cost` pass out of a lease, which needs no backend; None: ask one."""
         if self.leases is None:
             return None
         self.check_cost(cost)
-        decision = self.leases.serve(self.places.texts(key), cost, self._monotonic())
+        now = self.resource.last_used = self._monotonic()
+        if self._process.heartbeat.due(now):
+            return None
+        decision = self.leases.serve(self.places.texts(key), cost, now)
         if decision is not None:
             self.resource.count("limit.allowed")
         return decision
@@ -226,6 +231,8 @@ class Limiter(Component):
         return Decision(False, self._most, 0, 0.0, 0.0, 0.0, self._labels[0], backend.source())
 
     async def _decide(self, backend: Backend, texts: Texts, cost: int, max_delay: float, exact: bool = False) -> Answer:
+        if not self.commands.may_delay:
+            max_delay = math.inf  # nothing waits for its turn, so that all callers are alike
         if texts in self.refusals:
             self.check_cost(cost)
             known = self.refusals.find(texts, cost, max_delay, self._monotonic(), exact)
@@ -241,7 +248,7 @@ class Limiter(Component):
             self._note_ignored(ignored)
         if self.config.shadow:
             return answer._replace(decision=self._in_shadow(decision))
-        if not decision.allowed and self.config.remember_refusals:
+        if not decision.allowed and self.config.remember_refusals and answer.decided_us != REMEMBERED:
             self.refusals.add(texts, cost, max_delay, decision, self._monotonic())
         return answer
 
@@ -249,23 +256,13 @@ class Limiter(Component):
         self.check_cost(cost)
         if self.config.partitioned and (paused := await self._paused(backend)) is not None:
             return Answer(paused)
-        if self.leases is not None:
+        if self.leases is not None and cost <= self.leases.tokens:
             return await self._ask_for_lease(self.leases, backend, texts, cost)
         max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
         command = self.commands.take(self.places.keys(texts), cost, max_delay_us, self.told())
         if not self.config.partitioned and max_delay in (0, math.inf):
-            self._keep(command, texts, cost, max_delay)
+            self._sent.keep((texts, cost, max_delay), command)
         return await backend.run(command, self.resource, self.config.on_outage)
-
-    def _keep(self, command: Command[Answer], texts: Texts, cost: int, max_delay: float) -> None:
-        """To be sent again. In a flood of keys few are, and what is kept changes rarely, for that costs time, too."""
-        if len(self._sent) < MOST_SENT:
-            self._sent[texts, cost, max_delay] = command
-            return
-        self._not_kept += 1
-        if self._not_kept > FLOOD:
-            self._sent.clear()
-            self._not_kept = 0
 
     async def _ask_for_lease(self, leases: Leases[Texts], backend: Backend, texts: Texts, cost: int) -> Answer:
         """Takes tokens ahead. One caller for a key does so at a time; the others are served from what it gets."""
@@ -273,15 +270,14 @@ class Limiter(Component):
         place = (leases, id(backend), texts)
         first = self._lines.join(place, ticket)
         try:
-            if not first:
-                await ticket.wait(
-                    math.inf
-                )  # each one before waits for Redis once, and no longer than a command may take
+            if not first:  # each one before asks Redis once, which takes no longer than a command may
+                await ticket.wait(math.inf)
+            await backend.keep_up(self.resource)
             asked_at = self._monotonic()
             known = leases.serve(texts, cost, asked_at) or self.refusals.find(texts, cost, math.inf, asked_at)
             if known is not None:
-                return Answer(known)
-            wanted = leases.take_out(texts, cost, asked_at)
+                return Answer(known, decided_us=REMEMBERED)
+            wanted = leases.take_out(texts, cost, asked_at, backend.source(), self._rate())
             answer = await self.run(backend, self.commands.lease(self.places.keys(texts), cost, *wanted, self.told()))
             if not answer.taken:
                 return answer

@@ -116,3 +116,9 @@ def told_in_force(fields: Mapping[str, str], told: Arguments) -> tuple[Arguments
         kind, label, *numbers = told[start : start + PER_LIMIT]
         changed += [kind, label, *overrides.in_force(str(kind), str(label), *map(int, numbers))]
     return tuple(changed), overrides.ignored
+
+
+def fastest(told: Arguments) -> float:
+    """Tokens per second of the fastest of buckets that scripts are told so."""
+    rates = zip(told[3::PER_LIMIT], told[4::PER_LIMIT], strict=True)
+    return max(int(refill) / int(per) for refill, per in rates)

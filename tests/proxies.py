@@ -41,6 +41,11 @@ def cut_in_the_middle(client: socket.socket, data: bytes) -> None:
     client.shutdown(socket.SHUT_RDWR)
 
 
+def twice(client: socket.socket, data: bytes) -> None:
+    """The reply, and once more."""
+    client.sendall(data + data)
+
+
 def cut(client: socket.socket, data: bytes) -> None:
     """The end, before any reply."""
     client.shutdown(socket.SHUT_RDWR)

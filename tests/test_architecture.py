@@ -84,7 +84,7 @@ LAYERS = [
     {"overrides"},
     {"heartbeat", "limits"},
     {"backends", "leases", "refusals", "limit_commands"},
-    {"lines", "limiter_config"},
+    {"lines", "limiter_config", "sent"},
     {"places"},
     {"limiter"},
     {"reservation"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import ssl
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from proxies import Proxy, cut_in_the_middle, in_pieces, instead, pass_on, slowly, swallow
+from proxies import Proxy, cut_in_the_middle, in_pieces, instead, pass_on, slowly, swallow, twice
 from servers import PATIENT, Server, binary_of, poll
 
 from shared_resilience import Event, ResilienceService, TokenBucket
@@ -119,6 +120,53 @@ def test_a_reply_of_another_shape_is_decided_locally_and_told(proxy: Proxy, pref
     assert (decision.allowed, decision.source) == (True, "local")
     assert [event.name for event in events] == ["store.lost"]
     assert "InvalidResponse" in str(events[0].details["error"])
+    service.close()
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_surplus_reply_is_nobodys(proxy: Proxy, prefix: str) -> None:
+    service = ResilienceService.from_url(proxy.url, prefix=prefix, command_timeout=PATIENT)
+    limiter = limiter_of(service)
+    limiter.try_acquire()
+    proxy.treatment = twice
+    limiter.try_acquire("a", 500)
+    proxy.treatment = pass_on
+
+    poll(lambda: limiter.peek("b").source == "redis", "Redis to be asked again")
+    assert limiter.peek("b").remaining == 1000
+    service.close()
+
+
+def test_signals_do_not_stretch_the_wait_for_a_frozen_server(own_server: Server, prefix: str) -> None:
+    service = ResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=0.2)
+    limiter = limiter_of(service)
+    limiter.try_acquire()
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    own_server.freeze()
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        begin = time.monotonic()
+        source = limiter.try_acquire().source
+        spent = time.monotonic() - begin
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        own_server.thaw()
+
+    assert source == "local"
+    assert spent < 1.5
+    service.close()
+
+
+def test_a_timeout_of_a_reply_in_pieces_does_not_stay_on_the_connection(proxy: Proxy, prefix: str) -> None:
+    service = ResilienceService.from_url(proxy.url, prefix=prefix, command_timeout=PATIENT)
+    limiter = limiter_of(service)
+    limiter.try_acquire()
+    proxy.treatment = in_pieces
+    limiter.try_acquire()
+    (channel,) = wire_of(service)._idle
+
+    assert channel._socket.gettimeout() is None
     service.close()
 
 
@@ -229,7 +277,7 @@ def test_a_forked_child_never_reads_from_a_connection_of_its_parent(server: Serv
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        right = all(limiter.try_acquire("child").remaining == 10**6 - 1 - n for n in range(300))
+        right = all(limiter.try_acquire("child", 3).remaining == 10**6 - 3 - 3 * n for n in range(300))
         os.write(write_end, b"right" if right else b"wrong")
         os._exit(0)
     mine = [limiter.try_acquire("parent").remaining for _ in range(300)]

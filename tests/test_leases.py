@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import threading
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 from conftest import Api, Lane, runtime_on
-from servers import PATIENT, Server
+from servers import PATIENT, Server, poll
 
 from shared_resilience import (
     AsyncResilienceService,
     LeakyBucket,
+    RateLimitExceeded,
     ResilienceService,
     SlidingWindow,
     TokenBucket,
     scripts,
 )
+from shared_resilience.backends import Backends
+from shared_resilience.backends.local import LocalBackend
+from shared_resilience.backends.process import Process
 from shared_resilience.leases import Leases
+from shared_resilience.runtime import CheckedOptions, Runtime
 from shared_resilience.testing import ManualClock
 
 SLOW = 0.001
@@ -78,8 +86,15 @@ def test_a_cost_that_the_lease_does_not_hold_gives_it_back_and_takes_anew(api: A
     for _ in range(4):
         api(limiter.try_acquire())  # 1, 2, then 4 of which 3 are left
 
-    assert api(limiter.try_acquire(cost=90)).allowed
-    assert left_in_the_bucket(api, limiter) == 100 - 4 - 90
+    assert api(limiter.try_acquire(cost=9)).allowed
+    assert left_in_the_bucket(api, limiter) == 100 - 4 - 9
+
+
+def test_a_cost_above_a_lease_is_taken_directly(api: Api) -> None:
+    limiter = leased(api, capacity=100, tokens=10)
+
+    assert api(limiter.try_acquire(cost=90)).remaining == 10
+    assert left_in_the_bucket(api, limiter) == 10
 
 
 def test_closing_gives_back_what_is_held(api: Api) -> None:
@@ -261,3 +276,89 @@ def test_the_memory_of_leases_is_bounded() -> None:
 
     assert leases.serve(1_999, 1, 0.5) is None
     assert leases.serve(2_000, 1, 0.5) is not None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_interval_sees_more_than_capacity_rate_and_lease_whatever_is_given_back(seed: int) -> None:
+    source, clock = random.Random(seed), ManualClock()
+    capacity, rate, length = source.choice([(100, 100, 0.5), (50, 400, 0.25), (20, 7, 1.0)])
+    shared = Process("sr", clock=clock)  # one state for several processes, each of which has its own leases
+    limiters = []
+    for _ in range(3):
+        process = Process("sr", clock=clock)
+        process.local = shared.local
+        backends = Backends(partial(LocalBackend, process), lambda: NotImplemented)
+        service = ResilienceService._of(Runtime(process, backends, CheckedOptions()))
+        bucket = TokenBucket(capacity, rate)
+        limiters.append(service.get_or_create_rate_limiter("r", bucket, lease_tokens=capacity, lease_seconds=length))
+    used: list[tuple[float, int]] = []
+    for _ in range(3000):
+        clock.advance(source.choice([0.0, 0.0, source.expovariate(rate), length * source.choice([0.5, 0.9, 0.99])]))
+        cost = source.choice([1, 1, 2, capacity // 4, capacity // 2])
+        if source.choice(limiters).allow(cost=cost):
+            used.append((clock.monotonic(), cost))
+
+    for first, (begin, _) in enumerate(used):
+        total = 0
+        for time, cost in used[first:]:
+            total += cost
+            assert total <= capacity + rate * (time - begin + length) + 1e-6
+            if total > 4 * capacity:
+                break
+
+
+def test_a_fork_while_a_thread_serves_a_lease_does_not_hang(server: Server, prefix: str) -> None:
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+    limiter: Any = service.get_or_create_rate_limiter("r", TokenBucket(300, SLOW), lease_tokens=100)
+    limiter.try_acquire()
+    with limiter._core.leases._lock:  # as a thread holds it that is in the middle of a call
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if limiter.allow() else 1)
+    poll(lambda: os.waitpid(child, os.WNOHANG)[0] == child, "the child to have decided")
+    service.close()
+
+
+def test_what_was_leased_without_redis_is_not_given_back_to_redis(own_server: Server, prefix: str) -> None:
+    service = ResilienceService.from_url(own_server.url, prefix=prefix)
+    limiter = service.get_or_create_rate_limiter("r", TokenBucket(100, SLOW), lease_tokens=50, lease_seconds=60)
+    while limiter.peek().remaining:
+        limiter.reserve(cost=limiter.peek().remaining)
+    own_server.freeze()
+    local = [limiter.try_acquire().source for _ in range(20)]
+    own_server.thaw()
+    poll(lambda: limiter.peek().source == "redis", "Redis to be back")
+    service.close()
+
+    assert local == ["local"] * 20
+    with ResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=PATIENT) as other:
+        assert other.get_or_create_rate_limiter("r", TokenBucket(100, SLOW)).peek().remaining == 0
+
+
+def test_a_worker_that_serves_from_memory_stays_in_the_fleet(store: Lane, prefix: str) -> None:
+    clock = ManualClock()
+    busy, other = (ResilienceService._of(runtime_on(store, prefix, clock)) for _ in range(2))
+    limiter = busy.get_or_create_rate_limiter("r", TokenBucket(10**6, SLOW), lease_tokens=1000, lease_seconds=60)
+    for _ in range(200):
+        limiter.try_acquire()
+    for _ in range(12):
+        clock.advance(1)
+        limiter.try_acquire()
+
+    assert other.get_comprehensive_stats()["fleet"]["workers"] == 2
+
+
+def test_a_refusal_is_remembered_once_and_for_every_way_to_ask(api: Api) -> None:
+    limiter = leased(api, capacity=1, tokens=1)
+    api(limiter.try_acquire())
+    core = api.service.get_or_create_rate_limiter("r")._core
+    assert not api(limiter.try_acquire())
+    known = core.refusals.find(("",), 1, math.inf, api.clock.monotonic())
+    api.clock.advance(0.9)
+    assert not api(limiter.allow())
+    with pytest.raises(RateLimitExceeded):
+        api(limiter.acquire(timeout=0))
+    api.clock.advance(0.2)
+
+    assert known is not None
+    assert core.refusals.find(("",), 1, math.inf, api.clock.monotonic()) is None

@@ -16,8 +16,8 @@ from shared_resilience import (
     SlidingWindow,
     StoreUnavailableError,
     TokenBucket,
+    sent,
 )
-from shared_resilience import limiter as limiter_module
 from shared_resilience.commands import Command
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.testing import ManualClock
@@ -363,8 +363,8 @@ def test_the_longest_and_the_shortest_of_every_option_are_taken() -> None:
 
 
 def test_a_flood_of_keys_is_forgotten_and_decided_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limiter_module, "MOST_SENT", 4)
-    monkeypatch.setattr(limiter_module, "FLOOD", 8)
+    monkeypatch.setattr(sent, "MOST", 4)
+    monkeypatch.setattr(sent, "FLOOD", 8)
     limiter = ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(2, 0.001))
     kept = []
     for number in range(14):

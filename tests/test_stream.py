@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -191,7 +192,8 @@ def test_a_lost_connection_fails_exactly_what_was_in_flight(proxy: Proxy, prefix
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             assert len(line._sent) == 3
-            line._unsent.append((b"never sent", waiting := asyncio.get_running_loop().create_future()))
+            waiting = asyncio.get_running_loop().create_future()
+            line._unsent.append((b"never sent", waiting, math.inf))
             failed = await asyncio.gather(*sent, return_exceptions=True)
             unsent = await asyncio.gather(waiting, return_exceptions=True)
             proxy.treatment = pass_on
@@ -304,6 +306,42 @@ def test_a_users_small_pool_keeps_its_connections_for_its_user(
         return source, isinstance(way, Stream)
 
     assert asyncio.run(main()) == ("redis", kept)
+
+
+def test_a_frozen_server_whose_callers_have_all_given_up_holds_nobody_else(proxy: Proxy, prefix: str) -> None:
+    async def main() -> tuple[str, float]:
+        async with open_service(proxy.url, prefix, 0.3) as service:
+            limiter = limiter_of(service)
+            await limiter.try_acquire()
+            proxy.treatment = swallow
+            tasks = [asyncio.ensure_future(limiter.try_acquire()) for _ in range(stream.MOST_IN_FLIGHT + 50)]
+            await asyncio.sleep(0.1)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            begin = time.monotonic()
+            source = (await limiter.try_acquire()).source
+            proxy.treatment = pass_on
+            return source, time.monotonic() - begin
+
+    source, spent = asyncio.run(main())
+    assert source == "local"
+    assert spent < 2.0
+
+
+def test_callers_of_a_small_pool_wait_for_its_connections_instead_of_deciding_alone(
+    server: Server, prefix: str
+) -> None:
+    async def main() -> list[int]:
+        client = async_redis.Redis(port=server.port, protocol=3, max_connections=10)
+        service = AsyncResilienceService(async_client=client, prefix=prefix, command_timeout=PATIENT)
+        limiter = service.get_or_create_rate_limiter("r", TokenBucket(200, 0.001), remember_refusals=False)
+        decisions = await asyncio.gather(*(limiter.try_acquire() for _ in range(500)))
+        await service.close()
+        await client.aclose()
+        return [sum(d.allowed for d in decisions), sum(d.source == "redis" for d in decisions)]
+
+    assert asyncio.run(main()) == [200, 500]
 
 
 async def closed_by_its_user(server: Server, prefix: str) -> str:

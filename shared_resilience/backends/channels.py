@@ -6,15 +6,14 @@ methods. A total deadline bounds each exchange: a server that sends its reply in
 
 from __future__ import annotations
 
+import math
 import select
 import socket
-import struct
-import sys
 import time
 from typing import Any, Protocol
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared_resilience.backends.faults import FOREIGN
@@ -52,10 +51,16 @@ def channel_on(connection: Any, patience: float) -> Channel:
     return ClientChannel(connection, patience)
 
 
-class SocketChannel:
-    """RESP2 on the socket itself. Saves the poll before each read and the layers of redis-py: a sixth of a round trip.
+def _blocks(opened: socket.socket) -> bool:
+    """Whether this is a socket of the operating system: not of TLS, and not one of gevent's, which never blocks."""
+    return type(opened).__module__ == "socket" and hasattr(socket, "MSG_DONTWAIT") and hasattr(select, "poll")
 
-    A plain socket blocks, and the kernel ends a wait (SO_RCVTIMEO); only a reply in several pieces needs a clock here.
+
+class SocketChannel:
+    """RESP2 on the socket itself, past the layers of redis-py.
+
+    A plain socket is left to block: a request is sent without waiting, one poll waits for the reply, and only a request
+    or a reply in several pieces needs a timeout of the socket. Saves a poll for each request.
     """
 
     def __init__(self, connection: Any, opened: socket.socket, patience: float) -> None:
@@ -64,40 +69,51 @@ class SocketChannel:
         self._patience = patience
         self._reader = make_reader()
         self._before = opened.gettimeout()
-        # The kernel knows nothing of TLS records, and Windows counts in other units.
-        self._by_kernel = type(opened) is socket.socket and sys.platform != "win32"
-        self._poll = select.poll() if hasattr(select, "poll") else None
+        self._poll = select.poll() if _blocks(opened) else None
         if self._poll:
             self._poll.register(opened, select.POLLIN)
+        self._patience_ms = math.ceil(patience * 1000)
         self._used_at = time.monotonic()
-        if self._by_kernel:
-            self._limit_waits(patience)
         self._by_rule()
 
-    def _limit_waits(self, seconds: float) -> None:
-        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
     def _by_rule(self) -> None:
-        self._socket.settimeout(None if self._by_kernel else self._patience)
+        self._socket.settimeout(None if self._poll else self._patience)
 
     def exchange(self, data: bytes, count: int) -> list[Any]:
         begin = time.monotonic()
-        if begin - self._used_at > _TRUSTED_FOR and not self._is_alive():
+        if self.connection._sock is not self._socket:  # its pool was told to disconnect
+            raise Stale
+        if begin - self._used_at > _TRUSTED_FOR and self._has_something_to_say():
             raise Stale
         self._used_at = begin
         reader = self._reader
-        try:
-            self._socket.sendall(data)
+        if self._poll is not None and self._sends_at_once(data):
+            if not self._poll.poll(self._patience_ms):
+                raise RedisTimeoutError(f"no reply within {self._patience} s")
             reader.feed(self._socket.recv(_CHUNK))
-        except BlockingIOError as error:
-            raise RedisTimeoutError(f"no reply within {self._patience} s") from error
-        reply = reader.gets()
-        if count == 1 and reply is not INCOMPLETE:
-            return [reply]
-        replies = [self._rest(begin) if reply is INCOMPLETE else reply]
-        return replies + [self._rest(begin) for _ in range(count - 1)]
+        elif self._poll is None:
+            self._send(data)
+        replies = []
+        for _ in range(count):
+            reply = reader.gets()
+            replies.append(self._rest(begin) if reply is INCOMPLETE else reply)
+        if reader.gets() is not INCOMPLETE:
+            raise InvalidResponse("the server sent more than it was asked for")
+        return replies
+
+    def _sends_at_once(self, data: bytes) -> bool:
+        """Sends `data`; whether all of it went out without waiting."""
+        try:
+            sent = self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._send(data[sent:])
+        return sent == len(data)
+
+    def _send(self, data: bytes) -> None:
+        self._socket.settimeout(self._patience)
+        self._socket.sendall(data)
 
     def _rest(self, begin: float) -> Any:
         """The reply of which a part, or nothing, has come so far."""
@@ -113,16 +129,13 @@ class SocketChannel:
         self._by_rule()
         return reply
 
-    def _is_alive(self) -> bool:
-        # Its pool may have been told to disconnect; and what an idle connection has to say is that it is closed.
-        return self.connection._sock is self._socket and not (self._poll and self._poll.poll(0))
+    def _has_something_to_say(self) -> bool:
+        """What an idle connection has to say is that it is closed."""
+        return bool(select.select([self._socket], [], [], 0)[0]) if self._poll is None else bool(self._poll.poll(0))
 
     def let_go(self) -> None:
-        if self.connection._sock is not self._socket:
-            return
-        if self._by_kernel:
-            self._limit_waits(0)
-        self._socket.settimeout(self._before)
+        if self.connection._sock is self._socket:
+            self._socket.settimeout(self._before)
 
 
 class ClientChannel:

@@ -34,7 +34,7 @@ def make_reader() -> Reader:
 
 def pack(parts: tuple[str | int | bytes, ...]) -> bytes:
     """A request as it is sent."""
-    if hiredis is not None:
+    if hasattr(hiredis, "pack_command"):
         packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub means any number of parts
         return packed
     encoded = [part if isinstance(part, bytes) else str(part).encode() for part in parts]

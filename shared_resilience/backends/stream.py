@@ -27,7 +27,7 @@ class Stream(asyncio.Protocol):
 
     What tasks ask within one tick of the loop goes out in one write, and Redis answers in order: a round trip is shared
     by all of them. A request that is cancelled before it was sent is never sent; after that its reply is dropped. Each
-    request has a deadline, counted from when it is sent; one timer, for the oldest, serves them all.
+    request has a deadline from when it was asked; one timer, for the oldest, serves them all.
     """
 
     def __init__(self, connection: Any, transport: asyncio.Transport, patience: float) -> None:
@@ -37,7 +37,7 @@ class Stream(asyncio.Protocol):
         self._transport = transport
         self._patience = patience
         self._reader = make_reader()
-        self._unsent: deque[tuple[bytes, Future]] = deque()
+        self._unsent: deque[tuple[bytes, Future, float]] = deque()
         self._sent: deque[tuple[Future, float]] = deque()
         self._flush_is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -52,7 +52,7 @@ class Stream(asyncio.Protocol):
         elif len(self._unsent) >= MOST_UNSENT:
             future.set_exception(StoreError(MaxConnectionsError(f"{MOST_UNSENT} requests wait"), sent=False))
         else:
-            self._unsent.append((data, future))
+            self._unsent.append((data, future, self._loop.time() + self._patience))
             self._flush_soon()
         return future
 
@@ -72,17 +72,16 @@ class Stream(asyncio.Protocol):
     def _flush(self) -> None:
         """Sends what has gathered during this tick."""
         self._flush_is_due = False
-        deadline = self._loop.time() + self._patience
         batch = []
         while self._unsent and len(self._sent) < MOST_IN_FLIGHT:
-            data, future = self._unsent.popleft()
+            data, future, deadline = self._unsent.popleft()
             if not future.done():
                 batch.append(data)
                 self._sent.append((future, deadline))
         if batch:
             self._transport.write(b"".join(batch))
-            if self._timer is None:
-                self._timer = self._loop.call_at(deadline, self._expire)
+        if self._timer is None and self._sent:
+            self._timer = self._loop.call_at(self._sent[0][1], self._expire)
 
     def data_received(self, data: bytes) -> None:
         reader, sent = self._reader, self._sent
@@ -103,17 +102,21 @@ class Stream(asyncio.Protocol):
         now = self._loop.time()
         overdue = RedisTimeoutError(f"no reply within {self._patience} s")
         for future, deadline in self._sent:
-            if future.done():
-                continue
             if deadline > now:
                 self._timer = self._loop.call_at(deadline, self._expire)
-                return
-            future.set_exception(StoreError(overdue, sent=True))
+                break
+            if not future.done():
+                future.set_exception(StoreError(overdue, sent=True))
+        if self._sent and self._sent[0][1] <= now:  # whoever asked for it: the server is late
             self._fail_unsent(overdue)
+        while self._unsent and self._unsent[0][2] <= now:
+            _, future, _ = self._unsent.popleft()
+            if not future.done():  # the server is not late, this process asks for too much
+                future.set_exception(StoreError(MaxConnectionsError("too many requests wait"), sent=False))
 
     def _fail_unsent(self, cause: Exception) -> None:
         while self._unsent:
-            _, future = self._unsent.popleft()
+            _, future, _ = self._unsent.popleft()
             if not future.done():
                 future.set_exception(StoreError(cause, sent=False))
 

@@ -108,7 +108,7 @@ class PoolWire:
                 replies = channel.exchange(data, count)
             except Stale:
                 self._drop(channel)
-                continue
+                continue  # sooner or later with a fresh one, which nobody can have closed unnoticed
             except FOREIGN as error:
                 self._drop(channel)
                 raise StoreError(error, sent=True) from error

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from redis import asyncio as async_redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, ResponseError
+from redis.exceptions import MaxConnectionsError, RedisClusterException, ResponseError
 
 from shared_resilience.backends.faults import FOREIGN, StoreError
 from shared_resilience.backends.redis import Request
@@ -18,6 +18,9 @@ from shared_resilience.backends.stream import Stream
 from shared_resilience.backends.wires import is_ours, joined, once
 
 T = TypeVar("T")
+MOST_BORROWED = 32
+"""Connections of a user's pool that are used at once, and no more than half of them."""
+
 Pool = async_redis.ConnectionPool
 Loop = asyncio.AbstractEventLoop
 
@@ -147,11 +150,23 @@ class Borrowed:
     def __init__(self, pool: Any, patience: float) -> None:
         self._pool = pool
         self._patience = patience
+        self._room = asyncio.Semaphore(max(1, min(MOST_BORROWED, pool.max_connections // 2)))
 
     async def ask(self, data: bytes) -> Any:
         return (await self.exchange([data]))[0]
 
     async def exchange(self, requests: Sequence[bytes]) -> list[Any]:
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._room.acquire()
+        except TimeoutError:
+            raise StoreError(MaxConnectionsError("too many requests wait for a connection"), sent=False) from None
+        try:
+            return await self._exchange(requests)
+        finally:
+            self._room.release()
+
+    async def _exchange(self, requests: Sequence[bytes]) -> list[Any]:
         try:
             with once():
                 connection = await self._pool.get_connection()
