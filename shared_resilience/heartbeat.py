@@ -45,11 +45,11 @@ class Resource:
         self.paused_until = 0.0
         self.last_used = float("-inf")
 
-    def count(self, field: str) -> None:
-        """One more of `field`, here and, with the next heartbeat, in the fleet's counters."""
+    def count(self, field: str, number: int = 1) -> None:
+        """`number` more of `field`, here and, with the next heartbeat, in the fleet's counters."""
         with self._lock:
-            self.counted[field] += 1
-            self._pending[field] += 1
+            self.counted[field] += number
+            self._pending[field] += number
 
     def take_pending(self) -> Counter[str]:
         with self._lock:

@@ -8,24 +8,30 @@ from typing import Any
 import pytest
 from conftest import Lane
 
-from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket, scripts
+from shared_resilience import CircuitBreakerConfig, LeakyBucket, SlidingWindow, TokenBucket, scripts
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
+from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Command
+from shared_resilience.evidence import EVIDENCE
 from shared_resilience.heartbeat import BEAT, ENROL
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "heartbeat": "c59755c7c136b1750d373395784f500c845e9d4c",
+    "circuit_breaker_control": "a17ca22dfc0d210ec3a86c9787987e486e8715f9",
+    "circuit_breaker_probe": "c49db4208cfd6d0a8806da77d0e806f254c8a101",
+    "circuit_breaker_settle": "edf24c745ab3c3e957d32d6e991c98982ea9346a",
+    "evidence": "9f9153547e4f4d90f5f177bd2ce400cfb00608bc",
+    "heartbeat": "01a76c8105362a7be6c4008bf2e63d45baca4b15",
     "heartbeat_roster": "158217afcb9f434295bcc9c4c5da1e9666c61372",
-    "rate_limiter": "5125a61bb7317e57dbd27146c9ef1cbe168a3260",
+    "rate_limiter": "f61127b4d15306fe331c882e8dddaa565c4416cd",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "9c553df89142eebed03c91a951038342b81e1dc5",
-    "rate_limiter_peek": "a56070580bfb069463df014db3f8889f57492e10",
+    "rate_limiter_pause": "0875cfc7d1caa87aa000ef16c774262f45a63ccf",
+    "rate_limiter_peek": "6a8449f8a65e733826e238e5004ca9c0a5fedfa7",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "e5612a6b0e3cd9b4509e5f6e82bde149a12c93a0",
+    "rate_limiter_settle": "d6dca4f85891bf7670eb341cfc3e5c2ce7c56e67",
 }
 
 
@@ -43,6 +49,8 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     overrides = f"{stem}:overrides"
     keys = (overrides, *(f"{stem}:limit:{limit.label}" for limit in LIMITS))
     of_limits = LimitCommands(LIMITS)
+    circuit = (overrides, f"{stem}:breaker", f"{stem}:workers")
+    numbers = CircuitBreakerConfig().arguments()
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
         "rate_limiter": of_limits.take(keys, 1),
@@ -51,6 +59,10 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "rate_limiter_reset": Command(RESET, keys[1:], ()),
         "rate_limiter_pause": Command(PAUSE_FOR, keys[:1], (1_000_000,)),
         "rate_limiter_override": Command(OVERRIDE, keys[:1], ("limit.token_bucket.capacity", "5")),
+        "evidence": Command(EVIDENCE, circuit, (*numbers, "w1", -1, 3, 1, 0, 500_000)),
+        "circuit_breaker_probe": Command(PROBE, circuit[:2], (*numbers, "token")),
+        "circuit_breaker_settle": Command(SETTLE, circuit[:2], (*numbers, "w1", "token", 1, "success", 500_000)),
+        "circuit_breaker_control": Command(CONTROL, circuit[:2], (*numbers, "")),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
         "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
     }
@@ -74,7 +86,7 @@ def test_a_fragment_is_included_once() -> None:
 
 
 def test_an_unknown_script_is_an_error_that_names_those_that_exist() -> None:
-    with pytest.raises(LookupError, match="there is no script 'nope'; there are heartbeat"):
+    with pytest.raises(LookupError, match="there is no script 'nope'; there are circuit_breaker_control"):
         scripts.load("nope")
 
 
@@ -179,6 +191,20 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("rate_limiter_settle", 3, "since must be an integer from 0"),
         ("rate_limiter_settle", 6, "first number of token_bucket must be an integer from 1"),
         ("rate_limiter_pause", 0, "length must be an integer from 0"),
+        ("evidence", 0, "failure_threshold must be an integer from 1 to"),
+        ("evidence", 2, "window must be an integer from 100000 to"),
+        ("evidence", 4, "slow_call_rate must be an integer from 1 to"),
+        ("evidence", 15, "calls must be an integer from 0"),
+        ("evidence", 16, "failures must be an integer from 0"),
+        ("evidence", 17, "slow calls must be an integer from 0"),
+        ("evidence", 18, "draw must be an integer from 0"),
+        ("evidence", 14, "generation must be an integer from -1"),
+        ("circuit_breaker_probe", 7, "open_multiplier must be an integer from 1000 to"),
+        ("circuit_breaker_probe", 11, "probe_lease must be an integer from 1000 to"),
+        ("circuit_breaker_settle", 12, "min_workers must be an integer from 1"),
+        ("circuit_breaker_settle", 15, "generation must be an integer from 0"),
+        ("circuit_breaker_settle", 17, "draw must be an integer from 0"),
+        ("circuit_breaker_control", 10, "half_open_max_calls must be an integer from 1"),
         ("heartbeat", 1, "horizon must be an integer from 1"),
         ("heartbeat", 2, "number of fields must be an integer from 0"),
         ("heartbeat_roster", 0, "horizon must be an integer from 1"),
@@ -203,3 +229,12 @@ def test_a_script_refuses_a_kind_of_limit_that_does_not_exist(store: Lane, prefi
 
     with pytest.raises(Exception, match="no such kind of limit"):
         step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=args)))
+
+
+def test_a_script_refuses_a_mode_that_does_not_exist(store: Lane, prefix: str) -> None:
+    command = commands(prefix)["circuit_breaker_control"]
+
+    with pytest.raises(Exception, match="no such mode"):
+        step(
+            RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=(*command.args[:-1], "x")))
+        )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from shared_resilience.backends import OnOutage, Ticket
+from shared_resilience.backends import OnOutage, Ticket, step
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
 from shared_resilience.commands import Command, Source
@@ -42,6 +43,9 @@ class LocalBackend:
 
     async def close(self) -> None:
         """There is nothing to report."""
+
+    def detach(self, work: Coroutine[Any, Any, None]) -> None:
+        step(work)
 
     async def sleep(self, seconds: float) -> None:
         self._process.clock.sleep(seconds)

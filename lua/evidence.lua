@@ -1,0 +1,41 @@
+-- The evidence path: what a worker has seen since the last time goes in, the fleet's view comes out.
+-- Twin: shared_resilience.evidence.report
+--
+-- KEYS[1]  hash of the resource's overrides
+-- KEYS[2]  hash of the circuit
+-- KEYS[3]  sorted set of the resource's live workers
+-- ARGV     the 13 numbers of the configuration (see lib/circuit.lua), then
+-- ARGV[14] worker id
+-- ARGV[15] generation under which it was seen; -1: while Redis was away, counts if the circuit is closed
+-- ARGV[16] calls
+-- ARGV[17] failures among them
+-- ARGV[18] slow calls among them
+-- ARGV[19] random number from 0 to 1000000, for the jitter of the open time
+-- ARGV[20] now_us, "" for the server's clock
+--
+-- Reply: the view of the circuit (see lib/circuit.lua) after 1 if the evidence was counted, 0 if it was of another
+--        generation or the circuit is not counting
+--- @include "clock"
+--- @include "circuit"
+
+local problem = circuit.refuse_numbers() or refuse("generation", ARGV[15], -1) or refuse("calls", ARGV[16], 0)
+  or refuse("failures", ARGV[17], 0) or refuse("slow calls", ARGV[18], 0) or refuse("draw", ARGV[19], 0)
+if problem then
+  return problem
+end
+local generation, draw = tonumber(ARGV[15]), tonumber(ARGV[19])
+local counts = { calls = tonumber(ARGV[16]), failures = tonumber(ARGV[17]), slow = tonumber(ARGV[18]) }
+local now = read_clock(ARGV[20])
+
+overrides.read(KEYS[1])
+local it = circuit.read(KEYS[2], now)
+local counting = it.state == "closed" and it.mode ~= "forced_closed"
+local counted = counting and (generation == -1 or generation == it.generation)
+if counted and counts.calls > 0 then
+  circuit.add(it, ARGV[14], counts)
+  if circuit.is_tripped(it, KEYS[3]) then
+    circuit.open(it, "tripped", draw)
+  end
+end
+circuit.save(it)
+return circuit.reply(it, counted and 1 or 0)
