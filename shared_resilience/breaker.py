@@ -52,7 +52,7 @@ class Breaker(Component):
         self.config = config
         self.resource = process.heartbeat.resource(name)
         self.resource.numbers |= {BREAKER + field: number for field, number in config.numbers().items()}
-        self.evidence = Evidence(self.resource, process, sync_interval, self)
+        self.evidence = Evidence(self.resource, process, sync_interval, config.window, self)
         self.monotonic = self.evidence.monotonic
         self.timed = config.slow_call_seconds is not None
         self._plain = not self.timed and config.is_failure is None
@@ -131,7 +131,8 @@ class Breaker(Component):
     def note(self, permit: Permit, outcome: Outcome, began: float) -> Outcome | None:
         """Counts a call that began at `began`; what is to be told before its caller goes on, None: nothing."""
         seconds = self.config.slow_call_seconds
-        slow = seconds is not None and outcome != "cancelled" and self.monotonic() - began >= seconds
+        now = self.monotonic()
+        slow = seconds is not None and outcome != "cancelled" and now - began >= seconds
         if isinstance(permit, Probe):
             if permit.era != self._era:
                 return None  # the parent of this forked process holds it
@@ -139,6 +140,7 @@ class Breaker(Component):
         if outcome == "cancelled":
             return None
         with self.evidence.lock:
+            permit.touched = now
             permit.calls += 1
             permit.slow += slow
             if outcome == "success":
@@ -199,7 +201,8 @@ class Breaker(Component):
             evidence.taken(tally)
             tally = None
         if tally is None and (closed or self.config.shadow):
-            tally = Tally(view.generation, self._plain, "calls" if closed else "shadow_refused")
+            field = "calls" if closed else "shadow_refused"
+            tally = Tally(view.generation, self._plain, self.monotonic(), field)
         evidence.tally = tally if closed or self.config.shadow else None
 
     def _come_back(self, view: View) -> None:

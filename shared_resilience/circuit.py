@@ -271,6 +271,7 @@ def _in_force(overrides: Overrides, told: Sequence[Argument]) -> dict[str, int]:
         read = overrides.count if number.finer == 1 else overrides.number
         override = read(f"breaker.{name}", number.low, number.high)
         numbers[name] = int(argument) if override is None else math.floor(override * number.finer + 0.5)
+    numbers["minimum_calls"] = numbers["minimum_calls"] or numbers["failure_threshold"]
     return numbers
 
 

@@ -61,7 +61,7 @@ class CircuitBreakerConfig:
             if value is None and field in ("minimum_calls", "slow_call_rate"):
                 continue
             if number.finer == 1:
-                validation.count(field, value, int(number.low), int(number.high))
+                validation.count(field, value, max(1, int(number.low)), int(number.high))
             else:
                 validation.number(field, value, number.low, number.high)
         validation.number("max_open_seconds", self.max_open_seconds, self.timeout_seconds, LONGEST)
@@ -83,7 +83,8 @@ class CircuitBreakerConfig:
 
     def arguments(self) -> tuple[int, ...]:
         """What the scripts are told of it."""
-        chosen = self.numbers()
+        missing = {"minimum_calls": 0, "slow_call_rate": NEVER_SLOW}
+        chosen = {field: getattr(self, field) for field in NUMBERS}
         return tuple(
-            number.argument(chosen[field]) if field in chosen else NEVER_SLOW for field, number in NUMBERS.items()
+            missing[field] if value is None else NUMBERS[field].argument(value) for field, value in chosen.items()
         )

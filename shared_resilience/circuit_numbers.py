@@ -23,7 +23,7 @@ NUMBERS = {
     "failure_threshold": Number(1, 1, 10**9),
     "failure_rate": Number(1_000_000, 0, 1),
     "window": Number(1_000_000, 0.1, LONGEST),
-    "minimum_calls": Number(1, 1, 10**9),
+    "minimum_calls": Number(1, 0, 10**9),
     "slow_call_rate": Number(1_000_000, 0.000001, 1),
     "success_threshold": Number(1, 1, 10**9),
     "timeout_seconds": Number(1_000_000, 0.001, LONGEST),
@@ -34,4 +34,4 @@ NUMBERS = {
     "probe_lease": Number(1_000_000, 0.001, LONGEST),
     "min_workers": Number(1, 1, 100),
 }
-"""In the order of the scripts' arguments."""
+"""In the order of the scripts' arguments. A minimum of 0 calls stands for `failure_threshold`."""

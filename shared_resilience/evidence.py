@@ -33,6 +33,8 @@ UNKNOWN = -1
 Counts = tuple[int, int, int]
 """Calls, failures among them, slow calls among them."""
 
+NOTHING: Counts = (0, 0, 0)
+
 
 def report(states: Sequence[State], now: int, *args: Argument) -> Step:
     """Twin of `evidence.lua`."""
@@ -59,15 +61,17 @@ def draw() -> int:
 class Tally:
     """What was seen under one generation and has not been told. Changed under the lock of its `Evidence`."""
 
-    __slots__ = ("calls", "failures", "field", "generation", "plain", "slow")
+    __slots__ = ("calls", "failures", "field", "generation", "plain", "slow", "touched")
 
-    def __init__(self, generation: int, plain: bool, field: str = "calls") -> None:
+    def __init__(self, generation: int, plain: bool, now: float, field: str = "calls") -> None:
         self.generation = generation
         self.plain = plain
         """Whether a call that returns is one call more and nothing else."""
         self.field = field
         """As what its calls stand in the fleet's counters."""
         self.calls = self.failures = self.slow = 0
+        self.touched = now
+        """When the last call was counted that failed, or that was timed or judged."""
 
     def take(self) -> Counts:
         counts = self.calls, self.failures, self.slow
@@ -92,14 +96,17 @@ class Evidence:
     """The evidence of one resource in this process, for callers of both forms, and the view that it brought.
 
     `due` is when a command is due, by this process's clock; `tally` is where calls are counted now, None while none
-    may pass. Both are read by every call, without the lock.
+    may pass. Both are read by every call, without the lock. What is older than `horizon` seconds is told to nobody.
     """
 
-    def __init__(self, resource: Resource, process: Process, interval: float, passenger: Passenger) -> None:
+    def __init__(
+        self, resource: Resource, process: Process, interval: float, horizon: float, passenger: Passenger
+    ) -> None:
         self.resource = resource
         self.monotonic = process.clock.monotonic
         self._process = process
         self._interval = interval
+        self._horizon = horizon
         self._passenger = passenger
         self.restart()
 
@@ -109,8 +116,9 @@ class Evidence:
         self.due = float("-inf")
         self.tally: Tally | None = None
         self.view: View | None = None
-        self._owed: Counts = (0, 0, 0)
+        self._owed: Counts = NOTHING
         self._asked = self._answered = 0
+        self._synced = float("-inf")
         self._noted = self._told = 0
         self._waiting: dict[int, list[Ticket]] = {}
 
@@ -148,10 +156,14 @@ class Evidence:
     async def sync(self, backend: Backend) -> None:
         """Tells what was seen until now, and brings the view up to date."""
         with self.lock:
-            owed, self._owed = self._owed, (0, 0, 0)
+            owed, self._owed = self._owed, NOTHING
             tally, before, noted = self.tally, self.view, self._noted
             generation = tally.generation if tally is not None else 0
-            seen = self.taken(tally) if tally is not None and not owed[0] else (0, 0, 0)
+            seen = self.taken(tally) if tally is not None and not owed[0] else NOTHING
+            now = self.monotonic()
+            if tally is not None and now - max(self._synced, tally.touched) > self._horizon:
+                seen = NOTHING
+            self._synced = now
         if owed[0]:  # first what is owed; the rest is due at once
             generation, seen, noted = UNKNOWN, owed, self._told
         view = await self.run(backend, self._command(generation, seen))
@@ -213,7 +225,7 @@ class Evidence:
 
     def gathered_alone(self) -> View:
         """The circuit as this process saw it while Redis was away."""
-        return view_of(self._process.local.execute(self._command(0, (0, 0, 0))), "local")
+        return view_of(self._process.local.execute(self._command(0, NOTHING)), "local")
 
     def _command(self, generation: int, counts: Counts) -> Command[View]:
         keys = self.resource.keys

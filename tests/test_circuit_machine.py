@@ -28,7 +28,7 @@ from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
-from shared_resilience.commands import Command, State
+from shared_resilience.commands import Argument, Command, State
 from shared_resilience.evidence import EVIDENCE
 
 SECOND = 1_000_000
@@ -226,7 +226,7 @@ class Fleet(RuleBasedStateMachine):
 
     def tell(self, worker: str, generation: int, config: CircuitBreakerConfig, told: Told) -> None:
         counts = (told.calls, told.failures, told.slow)
-        args = (*config.arguments(), worker, generation, *counts, 0)
+        args: tuple[Argument, ...] = (*config.arguments(), worker, generation, *counts, 0)
         reply = self.run(Command(EVIDENCE, self.keys, args), worker)
         self.model.look(self.now)
         self.agrees(reply, config, self.model.report(config, self.now, worker, generation, told))
@@ -307,7 +307,7 @@ class Fleet(RuleBasedStateMachine):
         self.settle(worker, config, token, generation, outcome)
 
     def settle(self, worker: str, config: CircuitBreakerConfig, token: str, generation: int, outcome: str) -> None:
-        args = (*config.arguments(), worker, token, generation, outcome, 0)
+        args: tuple[Argument, ...] = (*config.arguments(), worker, token, generation, outcome, 0)
         reply = self.run(Command(SETTLE, self.keys[:2], args), worker)
         self.model.look(self.now)
         self.agrees(reply, config, self.model.settle(config, self.now, token, generation, outcome))
@@ -377,5 +377,5 @@ def test_script_twin_and_model_go_through_the_same_histories(store: Lane, lane: 
         ),
     )
 
-    visited: set[tuple[str | None, str]] = machine.visited  # type: ignore[attr-defined]
+    visited: set[tuple[str | None, str]] = machine.visited
     assert visited >= {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")}

@@ -20,10 +20,10 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "circuit_breaker_control": "a17ca22dfc0d210ec3a86c9787987e486e8715f9",
-    "circuit_breaker_probe": "c49db4208cfd6d0a8806da77d0e806f254c8a101",
-    "circuit_breaker_settle": "edf24c745ab3c3e957d32d6e991c98982ea9346a",
-    "evidence": "9f9153547e4f4d90f5f177bd2ce400cfb00608bc",
+    "circuit_breaker_control": "424b4f53929a4f3a3d735d820065245845137d47",
+    "circuit_breaker_probe": "efdafe83100921941ea95fa7fa2e4831a6b4eb72",
+    "circuit_breaker_settle": "76a0413fbc59ea6fef14a11f5f7444765270b5db",
+    "evidence": "f52639b1fe8f892f712dcee98756cd04eebea17f",
     "heartbeat": "01a76c8105362a7be6c4008bf2e63d45baca4b15",
     "heartbeat_roster": "158217afcb9f434295bcc9c4c5da1e9666c61372",
     "rate_limiter": "f61127b4d15306fe331c882e8dddaa565c4416cd",

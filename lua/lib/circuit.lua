@@ -24,7 +24,7 @@ local NUMBERS = {
   { "failure_threshold", 1, 1, 1000000000 },
   { "failure_rate", 1000000, 0, 1 },
   { "window", 1000000, 0.1, 86400 },
-  { "minimum_calls", 1, 1, 1000000000 },
+  { "minimum_calls", 1, 0, 1000000000 },
   { "slow_call_rate", 1000000, 0.000001, 1 },
   { "success_threshold", 1, 1, 1000000000 },
   { "timeout_seconds", 1000000, 0.001, 86400 },
@@ -45,7 +45,7 @@ function circuit.refuse_numbers()
   return problem
 end
 
--- The numbers in force: those of the caller, or what overrides them.
+-- The numbers in force: those of the caller, or what overrides them. No minimum of calls is that of failures.
 local function in_force()
   local numbers = {}
   for index, number in ipairs(NUMBERS) do
@@ -53,6 +53,9 @@ local function in_force()
     local read = finer == 1 and overrides.count or overrides.number
     local override = read("breaker." .. name, low, high)
     numbers[name] = override and math.floor(override * finer + 0.5) or tonumber(ARGV[index])
+  end
+  if numbers.minimum_calls == 0 then
+    numbers.minimum_calls = numbers.failure_threshold
   end
   return numbers
 end
