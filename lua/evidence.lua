@@ -6,7 +6,7 @@
 -- KEYS[3]  sorted set of the resource's live workers
 -- ARGV     the 13 numbers of the configuration (see lib/circuit.lua), then
 -- ARGV[14] worker id
--- ARGV[15] generation under which it was seen; -1: while Redis was away, counts if the circuit is closed
+-- ARGV[15] generation under which it was seen
 -- ARGV[16] calls
 -- ARGV[17] failures among them
 -- ARGV[18] slow calls among them
@@ -18,7 +18,7 @@
 --- @include "clock"
 --- @include "circuit"
 
-local problem = circuit.refuse_numbers() or refuse("generation", ARGV[15], -1) or refuse("calls", ARGV[16], 0)
+local problem = circuit.refuse_numbers() or refuse("generation", ARGV[15], 0) or refuse("calls", ARGV[16], 0)
   or refuse("failures", ARGV[17], 0) or refuse("slow calls", ARGV[18], 0) or refuse("draw", ARGV[19], 0)
 if problem then
   return problem
@@ -30,7 +30,7 @@ local now = read_clock(ARGV[20])
 overrides.read(KEYS[1])
 local it = circuit.read(KEYS[2], now)
 local counting = it.state == "closed" and it.mode ~= "forced_closed"
-local counted = counting and (generation == -1 or generation == it.generation)
+local counted = counting and generation == it.generation
 if counted and counts.calls > 0 then
   circuit.add(it, ARGV[14], counts)
   if circuit.is_tripped(it, KEYS[3]) then

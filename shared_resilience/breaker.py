@@ -209,7 +209,7 @@ class Breaker(Component):
         """Redis is back: a circuit that opened meanwhile stays open until its time, and what was seen is owed."""
         alone = self.evidence.gathered_alone()
         if alone.state == "closed" or alone.age < self.config.window:
-            self.evidence.owe((alone.calls, alone.failures, alone.slow))
+            self.evidence.owe((alone.calls, alone.failures, alone.slow), view.generation)
         if self.state is CircuitState.OPEN and not view.mode and not alone.mode:
             self._held_until, self._held_generation = self._retry_at, view.generation
 

@@ -27,9 +27,6 @@ SYNCS_PER_SECOND = 2000
 PATIENCE = 5.0
 """Seconds after which a caller that waits for another's report looks for itself whether it is told."""
 
-UNKNOWN = -1
-"""The generation of evidence that was gathered while Redis was away."""
-
 Counts = tuple[int, int, int]
 """Calls, failures among them, slow calls among them."""
 
@@ -42,7 +39,7 @@ def report(states: Sequence[State], now: int, *args: Argument) -> Step:
     workers = states[2]
     circuit = Circuit(states[1], now, Overrides(states[0]), told)
     counting = circuit.state == "closed" and circuit.mode != "forced_closed"
-    counted = counting and generation in (UNKNOWN, circuit.generation)
+    counted = counting and generation == circuit.generation
     if counted and int(calls) > 0:
         circuit.add(str(worker), {"calls": int(calls), "failures": int(failures), "slow": int(slow)})
         if circuit.is_tripped(len(workers) if isinstance(workers, dict) else 0):
@@ -117,6 +114,7 @@ class Evidence:
         self.tally: Tally | None = None
         self.view: View | None = None
         self._owed: Counts = NOTHING
+        self._owed_under = 0
         self._asked = self._answered = 0
         self._synced = float("-inf")
         self._noted = self._told = 0
@@ -164,13 +162,13 @@ class Evidence:
             if tally is not None and now - max(self._synced, tally.touched) > self._horizon:
                 seen = NOTHING
             self._synced = now
-        if owed[0]:  # first what is owed; the rest is due at once
-            generation, seen, noted = UNKNOWN, owed, self._told
+            if owed[0]:  # first what is owed; the rest is due at once
+                generation, seen, noted = self._owed_under, owed, self._told
         view = await self.run(backend, self._command(generation, seen))
         with self.lock:
             self._told = max(self._told, noted)
             if before is not None and before.source == "local" and view.source == "redis" and not view.result:
-                self.owe(seen)
+                self.owe(seen, view.generation)
 
     async def tell(self, backend: Backend) -> None:
         """Returns when all that was noted until now has been told. Who comes meanwhile shares the next report.
@@ -208,11 +206,12 @@ class Evidence:
         for ticket in waiting:
             ticket.wake()
 
-    def owe(self, counts: Counts) -> None:
-        """Has evidence told with the next sync, whatever the generation is by then. Under the lock."""
+    def owe(self, counts: Counts, generation: int) -> None:
+        """Has what was seen while Redis was away told under the generation that was found there. Under the lock."""
         if counts[0]:
             owed = self._owed
             self._owed = owed[0] + counts[0], owed[1] + counts[1], owed[2] + counts[2]
+            self._owed_under = generation
             self.due = float("-inf")
 
     def taken(self, tally: Tally) -> Counts:

@@ -127,7 +127,7 @@ class Model:
         return sum(now - round(config.window * SECOND) < at <= now for at in self.failed_at.values())
 
     def report(self, config: CircuitBreakerConfig, now: int, worker: str, generation: int, told: Told) -> bool:
-        counts = self.state == "closed" and self.mode != "forced_closed" and generation in (self.generation, -1)
+        counts = self.state == "closed" and self.mode != "forced_closed" and generation == self.generation
         if not counts or told.calls == 0:
             return counts
         self.told = [*(t for t in self.told if t.exists(now)), told]
@@ -241,12 +241,6 @@ class Fleet(RuleBasedStateMachine):
     )  # fmt: skip
     def report(self, worker: str, config: CircuitBreakerConfig, calls: int, failures: int, slow: int) -> None:
         self.tell(worker, self.known[worker], config, self.made(config, calls, failures, slow))
-
-    @rule(worker=WORKER, config=CONFIGS, failures=st.integers(1, 4))
-    def report_what_was_seen_while_redis_was_away(
-        self, worker: str, config: CircuitBreakerConfig, failures: int
-    ) -> None:
-        self.tell(worker, -1, config, self.made(config, failures, failures, 0))
 
     @rule(config=CONFIGS, failures=st.integers(1, 3))
     def the_dependency_breaks_for_all(self, config: CircuitBreakerConfig, failures: int) -> None:

@@ -16,7 +16,7 @@ from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Argument, Command, State
-from shared_resilience.evidence import EVIDENCE, UNKNOWN
+from shared_resilience.evidence import EVIDENCE
 from shared_resilience.heartbeat import ENROL
 from shared_resilience.limit_commands import OVERRIDE, RESET
 
@@ -122,7 +122,7 @@ class History:
         return f"w{min(int(self.source.expovariate(0.3)), 40)}"
 
     def generation(self) -> int:
-        return self.source.choice([self.generations[-1]] * 12 + [UNKNOWN, *self.generations])
+        return self.source.choice([self.generations[-1]] * 12 + self.generations)
 
     def evidence(self) -> Command[Any]:
         source = self.source
@@ -139,7 +139,7 @@ class History:
 
     def settle(self) -> Command[Any]:
         outcome = self.source.choice(["success"] * 4 + ["failure", "cancelled"])
-        token, generation = self.source.choice(self.tokens), max(0, self.generation())
+        token, generation = self.source.choice(self.tokens), self.generation()
         told: tuple[Argument, ...] = (self.worker(), token, generation, outcome)
         return Command(SETTLE, self.keys[:2], (*self.numbers(), *told, self.source.randint(0, 10**6)))
 
