@@ -45,20 +45,20 @@ class Worker:
 
     def call(self, fails: bool = False, seconds: float = 0.0) -> str:
         """Calls a dependency that takes its time."""
-        began = time.monotonic()
-        outcome = "passed"
+        began, ended, outcome = time.monotonic(), None, "passed"
         try:
             with self.breaker.guard():
                 began = time.monotonic()
                 if seconds:
                     time.sleep(seconds)
+                ended = time.monotonic()  # before the breaker hears of it: from then on another may pass
                 if fails:
                     raise DownError
         except CircuitBreakerOpenError:
             outcome = "refused"
         except DownError:
             outcome = "failed"
-        self.calls.append(Call(began, time.monotonic(), outcome))
+        self.calls.append(Call(began, ended or time.monotonic(), outcome))
         return outcome
 
     def hammer(self, seconds: float, fails_every: int = 0, pause: float = 0.0, takes: float = 0.0) -> None:
