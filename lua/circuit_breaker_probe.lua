@@ -9,20 +9,20 @@
 -- ARGV[15] now_us, "" for the server's clock
 --
 -- Reply: the view of the circuit (see lib/circuit.lua) after 1 if the probe was lent, else 0
---- @include "clock"
 --- @include "circuit"
+--- @include "clock"
 
-local problem = circuit.refuse_numbers()
+local overrides = read_overrides(KEYS[1])
+local numbers = circuit.numbers(overrides)
 if problem then
   return problem
 end
 local now = read_clock(ARGV[15])
 
-overrides.read(KEYS[1])
-local it = circuit.read(KEYS[2], now)
+local it = circuit.read(KEYS[2], now, numbers)
 if it.state == "open" and it.mode == "" and it.retry_at <= now then
   circuit.follow(it, "due")
 end
 local lent = circuit.lend(it, ARGV[14])
 circuit.save(it)
-return circuit.reply(it, lent)
+return circuit.reply(it, overrides, lent)

@@ -13,27 +13,28 @@
 -- ARGV[19] now_us, "" for the server's clock
 --
 -- Reply: the view of the circuit (see lib/circuit.lua) after 1 if the outcome was counted, else 0
---- @include "clock"
 --- @include "circuit"
+--- @include "clock"
 
-local problem = circuit.refuse_numbers() or refuse("generation", ARGV[16], 0) or refuse("draw", ARGV[18], 0)
+local overrides = read_overrides(KEYS[1])
+local numbers = circuit.numbers(overrides)
+local generation, draw = argument("generation", ARGV[16], 0), argument("draw", ARGV[18], 0)
 if problem then
   return problem
 end
-local worker, token, generation, outcome = ARGV[14], ARGV[15], tonumber(ARGV[16]), ARGV[17]
+local worker, token, outcome = ARGV[14], ARGV[15], ARGV[17]
 local now = read_clock(ARGV[19])
 
-overrides.read(KEYS[1])
-local it = circuit.read(KEYS[2], now)
+local it = circuit.read(KEYS[2], now, numbers)
 local held = it.state == "half_open" and generation == it.generation and it.probes[token]
 if held then
   circuit.take_back(it, token)
   if outcome == "failure" then
     it.seen, it.failing = { calls = 1, failures = 1, slow = 0 }, { worker }
-    circuit.open(it, "failed", tonumber(ARGV[18]))
+    circuit.open(it, "failed", draw)
   elseif outcome == "success" then
     circuit.succeed(it)
   end
 end
 circuit.save(it)
-return circuit.reply(it, held and 1 or 0)
+return circuit.reply(it, overrides, held and 1 or 0)

@@ -15,20 +15,20 @@
 --
 -- Reply: the view of the circuit (see lib/circuit.lua) after 1 if the evidence was counted, 0 if it was of another
 --        generation or the circuit is not counting
---- @include "clock"
 --- @include "circuit"
+--- @include "clock"
 
-local problem = circuit.refuse_numbers() or refuse("generation", ARGV[15], 0) or refuse("calls", ARGV[16], 0)
-  or refuse("failures", ARGV[17], 0) or refuse("slow calls", ARGV[18], 0) or refuse("draw", ARGV[19], 0)
+local overrides = read_overrides(KEYS[1])
+local numbers = circuit.numbers(overrides)
+local generation, draw = argument("generation", ARGV[15], 0), argument("draw", ARGV[19], 0)
+local calls, failures = argument("calls", ARGV[16], 0), argument("failures", ARGV[17], 0)
+local counts = { calls = calls, failures = failures, slow = argument("slow calls", ARGV[18], 0) }
 if problem then
   return problem
 end
-local generation, draw = tonumber(ARGV[15]), tonumber(ARGV[19])
-local counts = { calls = tonumber(ARGV[16]), failures = tonumber(ARGV[17]), slow = tonumber(ARGV[18]) }
 local now = read_clock(ARGV[20])
 
-overrides.read(KEYS[1])
-local it = circuit.read(KEYS[2], now)
+local it = circuit.read(KEYS[2], now, numbers)
 local counting = it.state == "closed" and it.mode ~= "forced_closed"
 local counted = counting and generation == it.generation
 if counted and counts.calls > 0 then
@@ -38,4 +38,4 @@ if counted and counts.calls > 0 then
   end
 end
 circuit.save(it)
-return circuit.reply(it, counted and 1 or 0)
+return circuit.reply(it, overrides, counted and 1 or 0)

@@ -14,19 +14,20 @@
 --
 -- Reply: { live workers, microseconds for which the resource is paused, number of counters of the fleet,
 --          then field, value for each counter; then field, value for each override }
+--- @include "arguments"
 --- @include "clock"
 --- @include "overrides"
 --- @include "roster"
 
 local DAY_MS = "86400000"
-local problem = refuse("horizon", ARGV[2], 1) or refuse("number of fields", ARGV[3], 0)
+local horizon, fields = argument("horizon", ARGV[2], 1), argument("number of fields", ARGV[3], 0)
 if problem then
   return problem
 end
-local last_field = 3 + 2 * tonumber(ARGV[3])
+local last_field = 3 + 2 * fields
 local now = read_clock(ARGV[#ARGV])
 
-local alive = sight(KEYS[1], now, tonumber(ARGV[2]), ARGV, 1, 1)
+local alive = sight(KEYS[1], now, horizon, ARGV, 1, 1)
 for index = 4, last_field, 2 do
   redis.call("HSET", KEYS[2], ARGV[index], ARGV[index + 1])
 end
@@ -36,9 +37,9 @@ end
 redis.call("PEXPIRE", KEYS[2], DAY_MS)
 redis.call("PEXPIRE", KEYS[3], DAY_MS)
 
-overrides.read(KEYS[4])
+local overrides = read_overrides(KEYS[4]) or { fields = {}, paused = function() return 0 end }
 local counters = redis.call("HGETALL", KEYS[3])
-local reply = { alive, overrides.paused(KEYS[4], now, true), #counters / 2, unpack(counters) }
+local reply = { alive, overrides.paused(now, true), #counters / 2, unpack(counters) }
 for field, value in pairs(overrides.fields) do
   reply[#reply + 1] = field
   reply[#reply + 1] = value

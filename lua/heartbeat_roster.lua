@@ -7,13 +7,14 @@
 -- ARGV[#]  now_us, "" for the server's clock
 --
 -- Reply: { members left }
+--- @include "arguments"
 --- @include "clock"
 --- @include "roster"
 
-local problem = refuse("horizon", ARGV[1], 1)
+local horizon = argument("horizon", ARGV[1], 1)
 if problem then
   return problem
 end
 local now = read_clock(ARGV[#ARGV])
 
-return { sight(KEYS[1], now, tonumber(ARGV[1]), ARGV, 2, #ARGV - 1) }
+return { sight(KEYS[1], now, horizon, ARGV, 2, #ARGV - 1) }

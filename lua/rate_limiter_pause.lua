@@ -6,22 +6,22 @@
 -- ARGV[2]  now_us, "" for the server's clock
 --
 -- Reply: { microseconds for which the resource is paused now }
+--- @include "arguments"
 --- @include "clock"
 --- @include "overrides"
 
-local problem = refuse("length", ARGV[1], 0)
+local length, key = argument("length", ARGV[1], 0), KEYS[1]
 if problem then
   return problem
 end
-local length, key = tonumber(ARGV[1]), KEYS[1]
 local now = read_clock(ARGV[2])
 
-overrides.read(key)
 if length == 0 then
   redis.call("HDEL", key, "paused_until_us", "paused_for_us")
   return { 0 }
 end
-local left = overrides.paused(key, now, true)
+local overrides = read_overrides(key)
+local left = overrides and overrides.paused(now, true) or 0
 if left < length then
   redis.call("HSET", key, "paused_until_us", to_text(now + length), "paused_for_us", to_text(length))
   left = length

@@ -13,17 +13,20 @@
 --
 -- Reply: as rate_limiter.lua, for a further call of cost 1
 --- @include "clock"
+--- @include "leaky_bucket"
 --- @include "limits"
+--- @include "sliding_window"
+--- @include "token_bucket"
 
-local problem = refuse_arguments(5) or refuse("since", ARGV[4], 0)
+local cost, share = argument("cost", ARGV[1], 1), argument("share", ARGV[2], 1)
+local since = argument("since", ARGV[4], 0)
+local now = read_clock(ARGV[#ARGV])
+
+local overrides = read_overrides(KEYS[1])
+local limits = check_limits(overrides, now, share, 5)
 if problem then
   return problem
 end
-local cost, share, since = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
-local now = read_clock(ARGV[#ARGV])
-
-overrides.read(KEYS[1])
-local limits = check_limits(now, share, 5)
 for _, limit in ipairs(limits) do
   if ARGV[3] == "take" then
     limit.kind.take(limit, cost)
@@ -32,4 +35,4 @@ for _, limit in ipairs(limits) do
   end
 end
 local keeper, wait = longest_wait(limits, 1, -1)
-return reply_of(limits, keeper, wait, 0, now)
+return reply_of(limits, overrides, keeper, wait, 0, now)

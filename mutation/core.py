@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 from mutation.table import Result, Survivor
@@ -47,13 +48,14 @@ def _run(folder: Path, chosen: list[str]) -> None:
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *chosen]
     running = subprocess.Popen(command, cwd=folder, env=_environment(), stdout=subprocess.PIPE, text=True)
     assert running.stdout
-    shown, line = time.monotonic(), ""
+    shown, last = time.monotonic(), deque[str](maxlen=20)
     for line in running.stdout:  # it ends its lines with \r, which is a new line here
+        last.append(line)
         if "/" in line and time.monotonic() - shown > _SHOWN_EVERY:
             shown = time.monotonic()
             print("core:", line.strip()[1:].strip(), flush=True)
     if running.wait():
-        raise SystemExit(f"mutmut failed: {line}")
+        raise SystemExit("mutmut failed:\n" + "".join(last))
 
 
 def _of_file(folder: Path, meta: Path, limit: int | None) -> Result:

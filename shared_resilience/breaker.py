@@ -279,7 +279,7 @@ class Breaker(Component):
             **counts,
             "config": self.config.numbers(),
             "overrides": {f: text for f, text in self.resource.overrides.items() if f.startswith(BREAKER)},
-            "local": dict(self.resource.counted),
+            "local": self.resource.counted(),
             "fleet": dict(self.resource.fleet),
             "live_workers": self.resource.workers,
         }

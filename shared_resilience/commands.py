@@ -60,13 +60,27 @@ class Operation(Generic[R]):
         object.__setattr__(self, "loaded", scripts.load(self.script))
 
 
-class Command(NamedTuple, Generic[R]):
-    """An operation on some keys with some arguments. The backend appends the argument `now_us`."""
+class Command(Generic[R]):
+    """An operation on some keys with some arguments. The backend appends the argument `now_us`.
 
-    operation: Operation[R]
-    keys: tuple[str, ...]
-    args: Arguments
+    `request` is for the backend, which keeps there what it makes of a command that is sent again and again.
+    """
+
+    __slots__ = ("args", "keys", "operation", "request")
+
+    def __init__(self, operation: Operation[R], keys: tuple[str, ...], args: Arguments) -> None:
+        self.operation = operation
+        self.keys = keys
+        self.args = args
+        self.request: object | None = None
+
+    def __repr__(self) -> str:
+        return f"Command({self.operation.script!r}, {self.keys!r}, {self.args!r})"
+
+    def with_arguments(self, args: Arguments) -> Command[R]:
+        """The same with other arguments."""
+        return Command(self.operation, self.keys, args)
 
     def share(self, n: int) -> Command[R]:
         """This command for one of `n` workers that each decide alone."""
-        return self if n == 1 else self._replace(args=self.operation.share(n, *self.args))
+        return self if n == 1 else self.with_arguments(self.operation.share(n, *self.args))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 LONGEST_WAIT = 2**52
+"""The longest time that is told or kept, 142 years, and the deepest debt: sums of larger ones are not exact in Lua."""
+
 MILLION = 1_000_000
 
 
@@ -16,7 +18,7 @@ def to_integer(text: object) -> int | None:
 
 
 def to_wait(microseconds: int) -> int:
-    """`microseconds` as a reply may carry them: none below 0, none above 2⁵² (142 years)."""
+    """`microseconds` as a reply may carry them: none below 0, none above `LONGEST_WAIT`."""
     return max(0, min(microseconds, LONGEST_WAIT))
 
 

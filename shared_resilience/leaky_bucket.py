@@ -59,15 +59,12 @@ class Queue(Bucket):
 
     def __init__(self, stored: State, now: int, capacity: int, refill: int, per: int, share: int) -> None:
         super().__init__(stored, now, capacity, refill, per, share)
-        self._before = self._until_it_holds(self.capacity)
+        self.delay = self.reset_after
 
     def _load(self, stored: State) -> tuple[int, int]:
         level, time = stored if isinstance(stored, QueueState) else (0, self.now)
         return self.capacity - level, time
 
-    def delay(self) -> int:
-        return self._before
-
-    def write(self) -> None:
+    def _store(self) -> None:
         self.stored = QueueState(self.capacity - self.tokens, self.time)
-        self.ttl = to_ttl(self.reset_after())
+        self.ttl = to_ttl(self.reset_after)

@@ -7,50 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared_resilience import validation
-from shared_resilience.backends import ON_OUTAGE, Backend, OnOutage
+from shared_resilience.backends import Backend, OnOutage
 from shared_resilience.backends.process import Component, Process
 from shared_resilience.commands import Arguments, Command
 from shared_resilience.decision import Decision
 from shared_resilience.errors import RateLimitExceeded
 from shared_resilience.keys import ResourceKeys
-from shared_resilience.limit_commands import PAUSE, PAUSE_FOR, RESET, Answer, LimitCommands
-from shared_resilience.limits import PER_LIMIT, Limit
+from shared_resilience.leases import Leases
+from shared_resilience.limit_commands import ANY_DELAY, PAUSE, PAUSE_FOR, RESET, Answer, LimitCommands
+from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.lines import Lines
-from shared_resilience.overrides import Overrides
+from shared_resilience.overrides import told_in_force
 from shared_resilience.refusals import Refusals
-from shared_resilience.token_bucket import TokenBucket
 
 Key = str | Mapping[str, str]
 Texts = tuple[str, ...]
 """The keys of the limits, as users know them, in the order of the limits."""
 
-LONGEST_PAUSE = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class LimiterConfig:
-    """What makes two rate limiters of one name the same."""
-
-    limits: tuple[Limit, ...] = (TokenBucket(),)
-    on_outage: OnOutage = "local"
-    remember_refusals: bool = True
-    shadow: bool = False
-    partitioned: bool = False
-    max_pause: float = 60.0
-
-    def __post_init__(self) -> None:
-        for limit in self.limits:
-            if not isinstance(limit, Limit):
-                raise ValueError(f"limit is {limit!r}, but must be a TokenBucket, SlidingWindow or LeakyBucket")
-        labels = [limit.label for limit in self.limits]
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
-            raise ValueError(f"several limits have the label {twice[0]!r}; give each a label= of its own")
-        if PAUSE in labels:
-            raise ValueError(f"label is {PAUSE!r}, but that is what limits a paused resource")
-        validation.choice("on_outage", self.on_outage, ON_OUTAGE)
-        for field in ("remember_refusals", "shadow", "partitioned"):
-            validation.flag(field, getattr(self, field))
-        validation.number("max_pause", self.max_pause, 0.001, LONGEST_PAUSE)
+MOST_SENT = 4096
+"""Commands that are kept, checked and packed, to be sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +66,33 @@ class Limiter(Component):
         self._labels = tuple(limit.label for limit in config.limits)
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
+        self._sent: dict[tuple[Texts, int, float], Command[Answer]] = {}
+        self.leases = None if config.lease_tokens is None else Leases(config.lease_tokens, config.lease_seconds)
+        self._monotonic = process.clock.monotonic
         for limit in config.limits:
             self.resource.numbers |= {f"limit.{limit.label}.{field}": n for field, n in limit.numbers().items()}
 
     def after_fork(self) -> None:
         self.refusals = Refusals()
         self._lines = Lines()
+        if self.leases:
+            self.leases.clear()
+
+    async def before_close(self, backend: Backend) -> None:
+        """Gives leased tokens back."""
+        if self.leases:
+            for texts, left in self.leases.unused(self._monotonic()):
+                await self.run(backend, self.commands.give(self.keys(texts), left, told=self.told()))
+
+    def at_once(self, key: Key, cost: int) -> Decision | None:
+        """The decision to let `cost` pass out of a lease, which needs no backend; None: ask one."""
+        if self.leases is None:
+            return None
+        self.check_cost(cost)
+        decision = self.leases.serve(self._texts(key), cost, self._monotonic())
+        if decision is not None:
+            self.resource.count("limit.allowed")
+        return decision
 
     async def try_acquire(self, backend: Backend, key: Key, cost: int, max_delay: float = math.inf) -> Decision:
         texts = self._texts(key)
@@ -116,9 +112,10 @@ class Limiter(Component):
     async def peek(self, backend: Backend, key: Key, cost: int) -> Decision:
         texts = self._texts(key)
         self.check_cost(cost)
-        if (left := await self._pause_left(backend)) > 0:
-            return self._paused(left, backend)
-        return (await self.run(backend, self.commands.peek(self.keys(texts), cost, self.told()))).decision
+        if (paused := await self._paused(backend)) is not None:
+            return self._in_shadow(paused)
+        answer = await self.run(backend, self.commands.peek(self.keys(texts), cost, self.told()))
+        return self._in_shadow(answer.decision)
 
     async def refund(self, backend: Backend, key: Key, cost: int) -> None:
         texts = self._texts(key)
@@ -133,12 +130,14 @@ class Limiter(Component):
         left_us = await backend.run(command, self.resource, on_outage)
         self._process.local.execute(command)  # should Redis be lost before the heartbeat brings it
         self.resource.paused_until = backend.monotonic() + left_us / 1e6
-        self.refusals.clear()
+        self._forget_all()
 
     async def reset(self, backend: Backend, key: Key) -> None:
         texts = self._texts(key)
         await backend.run(Command(RESET, self.keys(texts)[1:], ()), self.resource)
         self.refusals.forget(texts)
+        if self.leases:
+            self.leases.forget(texts)
 
     async def reset_all(self, backend: Backend) -> None:
         if self.config.partitioned:
@@ -146,11 +145,17 @@ class Limiter(Component):
         await self.reset(backend, "")
         for label in self._labels:
             await backend.forget_prefix(self.resource.keys.limit_prefix(label))
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self.refusals.clear()
+        if self.leases:
+            self.leases.clear()
 
     async def run(self, backend: Backend, command: Command[Answer]) -> Answer:
         answer = await backend.run(command, self.resource, self.config.on_outage)
-        self._note_ignored(answer.ignored)
+        if answer.ignored:
+            self._note_ignored(answer.ignored)
         return answer
 
     def _note_ignored(self, fields: str) -> None:
@@ -172,21 +177,19 @@ class Limiter(Component):
         """The limits as a partition is told them, which cannot see the overrides; None: as they are configured."""
         if not self.config.partitioned or not self.resource.overrides:
             return None
-        overrides, told, changed = Overrides(self.resource.overrides), self.commands.told, []
-        for start in range(0, len(told), PER_LIMIT):
-            kind, label, *numbers = told[start : start + PER_LIMIT]
-            changed += [kind, label, *overrides.in_force(str(kind), str(label), *map(int, numbers))]
-        self._note_ignored(overrides.ignored)
-        return tuple(changed)
+        told, ignored = told_in_force(self.resource.overrides, self.commands.told)
+        self._note_ignored(ignored)
+        return told
 
     def check_cost(self, cost: int) -> None:
-        validation.count("cost", cost, high=self._most)
+        if type(cost) is not int or not 1 <= cost <= self._most:
+            validation.count("cost", cost, high=self._most)
 
     def stats(self) -> dict[str, object]:
         return {
             "limits": {limit.label: limit.numbers() for limit in self.config.limits},
             "overrides": dict(self.resource.overrides),
-            "local": dict(self.resource.counted),
+            "local": self.resource.counted(),
             "fleet": dict(self.resource.fleet),
             "workers": self.resource.workers,
         }
@@ -230,30 +233,68 @@ class Limiter(Component):
         return Decision(False, self._most, 0, 0.0, 0.0, 0.0, self._labels[0], backend.source())
 
     async def _decide(self, backend: Backend, texts: Texts, cost: int, max_delay: float, exact: bool = False) -> Answer:
-        self.check_cost(cost)
-        remember = self.config.remember_refusals
-        if remember:
-            known = self.refusals.find(texts, cost, max_delay, backend.monotonic(), exact)
+        if texts in self.refusals:
+            self.check_cost(cost)
+            known = self.refusals.find(texts, cost, max_delay, self._monotonic(), exact)
             if known is not None:
-                return Answer.of(known)
-        if (left := await self._pause_left(backend)) > 0:
-            return Answer.of(self._in_shadow(self._paused(left, backend)))
-        max_delay_us = -1 if max_delay == math.inf else int(max_delay * 1e6)
-        answer = await self.run(backend, self.commands.take(self.keys(texts), cost, max_delay_us, self.told()))
-        if remember and not answer.decision.allowed and not self.config.shadow:
-            self.refusals.add(texts, cost, max_delay, answer.decision, backend.monotonic())
-        answer.decision = self._in_shadow(answer.decision)
+                return Answer(known)
+        command = self._sent.get((texts, cost, max_delay))
+        if command is not None and type(cost) is int:
+            answer = await backend.run(command, self.resource, self.config.on_outage)
+        else:
+            answer = await self._decide_anew(backend, texts, cost, max_delay)
+        decision, _, ignored, _ = answer
+        if ignored:
+            self._note_ignored(ignored)
+        if self.config.shadow:
+            return answer._replace(decision=self._in_shadow(decision))
+        if not decision.allowed and self.config.remember_refusals:
+            self.refusals.add(texts, cost, max_delay, decision, self._monotonic())
         return answer
 
-    async def _pause_left(self, backend: Backend) -> float:
-        """Seconds for which a partitioned resource is paused; the script sees to that of the others."""
-        if not self.config.partitioned:
-            return 0.0
-        await backend.keep_up(self.resource)
-        return self.resource.paused_until - backend.monotonic()
+    async def _decide_anew(self, backend: Backend, texts: Texts, cost: int, max_delay: float) -> Answer:
+        self.check_cost(cost)
+        if (paused := await self._paused(backend)) is not None:
+            return Answer(paused)
+        if self.leases is not None:
+            return await self._ask_for_lease(self.leases, backend, texts, cost)
+        max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
+        command = self.commands.take(self.keys(texts), cost, max_delay_us, self.told())
+        if not self.config.partitioned and max_delay in (0, math.inf):
+            if len(self._sent) >= MOST_SENT:
+                self._sent.clear()
+            self._sent[texts, cost, max_delay] = command
+        return await backend.run(command, self.resource, self.config.on_outage)
 
-    def _paused(self, left: float, backend: Backend) -> Decision:
-        return Decision(False, self._most, 0, left, left, 0.0, PAUSE, backend.source())
+    async def _ask_for_lease(self, leases: Leases, backend: Backend, texts: Texts, cost: int) -> Answer:
+        """Takes tokens ahead. One caller for a key does so at a time; the others are served from what it gets."""
+        ticket = backend.ticket()
+        place = (leases, id(backend), texts)
+        first = self._lines.join(place, ticket)
+        try:
+            if not first:
+                await ticket.wait(
+                    math.inf
+                )  # each one before waits for Redis once, and no longer than a command may take
+            asked_at = self._monotonic()
+            known = leases.serve(texts, cost, asked_at) or self.refusals.find(texts, cost, math.inf, asked_at)
+            if known is not None:
+                return Answer(known)
+            wanted = leases.take_out(texts, cost, asked_at)
+            answer = await self.run(backend, self.commands.lease(self.keys(texts), cost, *wanted, self.told()))
+            if answer.taken:
+                leases.put(texts, cost, answer.taken, answer.decision, asked_at)
+            return answer
+        finally:
+            self._lines.leave(place, ticket)
+
+    async def _paused(self, backend: Backend) -> Decision | None:
+        """The refusal of a partitioned resource that is paused; the script sees to the pauses of others."""
+        if not self.config.partitioned:
+            return None
+        await backend.keep_up(self.resource)
+        left = self.resource.paused_until - backend.monotonic()
+        return Decision(False, self._most, 0, left, left, 0.0, PAUSE, backend.source()) if left > 0 else None
 
     def _in_shadow(self, decision: Decision) -> Decision:
         """In shadow mode nothing is refused and nobody waits; `limited_by` tells who would have."""
@@ -271,13 +312,12 @@ class Limiter(Component):
         return tuple(str(key.get(label, "")) for label in self._labels)
 
     def _note(self, decision: Decision, texts: Texts) -> Decision:
-        refused = decision.limited_by is not None
-        shadowed = refused and decision.allowed
-        self.resource.count("limit.shadow_refused" if shadowed else "limit.refused" if refused else "limit.allowed")
         if decision.source == "local":
             self.resource.count("limit.decided_locally")
-        if refused:
-            key = "/".join(dict.fromkeys(texts))
-            event = "limit.shadow_refused" if shadowed else "limit.refused"
-            self._events.emit(event, self.name, key=key, decision=decision)
+        if decision.limited_by is None:
+            self.resource.count("limit.allowed")
+            return decision
+        outcome = "limit.shadow_refused" if decision.allowed else "limit.refused"
+        self.resource.count(outcome)
+        self._events.emit(outcome, self.name, key="/".join(dict.fromkeys(texts)), decision=decision)
         return decision

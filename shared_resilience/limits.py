@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
+from shared_resilience import token_bucket
 from shared_resilience.commands import Argument, State, Step
 from shared_resilience.leaky_bucket import LeakyBucket, Queue
-from shared_resilience.overrides import Overrides
+from shared_resilience.overrides import PER_LIMIT, Overrides
 from shared_resilience.sliding_window import Log, SlidingWindow
 from shared_resilience.token_bucket import Bucket, TokenBucket
 
@@ -15,54 +16,45 @@ Limit = TokenBucket | SlidingWindow | LeakyBucket
 
 
 class Checked(Protocol):
-    """A limit as it stands: what every kind can be asked and told. Times are in µs, costs in whole units."""
+    """A limit as it stands, as `lua/lib/kinds.lua` says. Times are in µs, costs in whole units."""
 
-    rebased: bool
     stored: State
     ttl: int | None
+    rebased: bool
+    size: int
+    remaining: int
+    reset_after: int
+    delay: int
 
     def wait(self, cost: int) -> int:
         """Until `cost` fits; 0: now, -1: never."""
 
-    def delay(self) -> int:
-        """Until a call that enters now may go on."""
-
-    def reset_after(self) -> int:
-        """Until it is as if unused."""
-
-    def remaining(self) -> int:
-        """What is left."""
-
-    def size(self) -> int:
-        """What there is at most."""
-
     def take(self, cost: int) -> None:
-        """Charges `cost`, even beyond what is left."""
+        """Charges `cost`, even beyond what is left; 0 just writes."""
 
     def give(self, cost: int, since: int) -> None:
         """Gives back `cost`, which was taken at `since`."""
 
-    def write(self) -> None:
-        """Marks the state as to be written."""
-
 
 KINDS: dict[str, type[Bucket] | type[Log]] = {"leaky_bucket": Queue, "sliding_window": Log, "token_bucket": Bucket}
-PER_LIMIT = 5
+
+
+def take_tokens(states: Sequence[State], now: int, *told: Argument) -> Step:
+    """Twin of `token_bucket.lua`."""
+    usual = token_bucket.take(states, now, told) if len(states) == 2 else None
+    return usual or take(states, now, *told)  # type: ignore[arg-type]  # as the script is told
 
 
 def take(states: Sequence[State], now: int, cost: int, share: int, max_delay: int, *told: Argument) -> Step:
-    """Twin of `rate_limiter.lua`."""
+    """Twin of `rate_limiter.lua`, `sliding_window.lua` and `leaky_bucket.lua`."""
     overrides, limits = _check(states, now, share, told)
     left = overrides.paused(now)
     if left > 0:
-        return _step(overrides, limits, _reply_paused(overrides, limits, left, now))
-    keeper, wait = _longest_wait(limits, cost, max_delay)
-    delay = max(limit.delay() for limit in limits)
+        return _step(overrides, limits, _reply(overrides, limits, 0, left, 0, now))
+    keeper, wait, delay = _longest_wait(limits, cost, max_delay)
     for limit in limits:
-        if wait == 0:
-            limit.take(cost)
-        elif limit.rebased:
-            limit.write()
+        if wait == 0 or limit.rebased:
+            limit.take(cost if wait == 0 else 0)
     return _step(overrides, limits, _reply(overrides, limits, keeper, wait, delay, now))
 
 
@@ -71,10 +63,27 @@ def peek(states: Sequence[State], now: int, cost: int, share: int, max_delay: in
     overrides, limits = _check(states, now, share, told)
     left = overrides.paused(now)
     if left > 0:
-        return Step(states, (None,) * len(states), _reply_paused(overrides, limits, left, now))
-    keeper, wait = _longest_wait(limits, cost, max_delay)
-    delay = max(limit.delay() for limit in limits)
+        return Step(states, (None,) * len(states), _reply(overrides, limits, 0, left, 0, now))
+    keeper, wait, delay = _longest_wait(limits, cost, max_delay)
     return Step(states, (None,) * len(states), _reply(overrides, limits, keeper, wait, delay, now))
+
+
+def lease(states: Sequence[State], now: int, cost: int, share: int, most: int, back: int, *told: Argument) -> Step:
+    """Twin of `token_bucket_lease.lua`."""
+    overrides, limits = _check(states, now, share, told)
+    buckets = cast("list[Bucket]", limits)
+    for bucket in buckets:
+        bucket.add(back)
+    left = overrides.paused(now)
+    keeper, wait, delay = _longest_wait(limits, cost, -1)
+    taken = max(cost, most) if left == 0 and wait == 0 else 0
+    for bucket in buckets:
+        taken = min(taken, max(cost, bucket.remaining))
+    for bucket in buckets:
+        if taken + back > 0 or bucket.rebased:
+            bucket.take(taken)
+    reply = _reply(overrides, limits, 0 if left > 0 else keeper, left if left > 0 else wait, delay, now)
+    return _step(overrides, limits, (*reply, taken))
 
 
 def settle(
@@ -87,7 +96,7 @@ def settle(
             limit.take(cost)
         else:
             limit.give(cost, since or now)
-    keeper, wait = _longest_wait(limits, 1, -1)
+    keeper, wait, _ = _longest_wait(limits, 1, -1)
     return _step(overrides, limits, _reply(overrides, limits, keeper, wait, 0, now))
 
 
@@ -132,31 +141,23 @@ def _step(overrides: Overrides, limits: Sequence[Checked], reply: Sequence[int |
     return Step(states, (0 if overrides.changed else None, *(limit.ttl for limit in limits)), reply)
 
 
-def _longest_wait(limits: Sequence[Checked], cost: int, max_delay: int) -> tuple[int, int]:
-    keeper, longest = 0, 0
+def _longest_wait(limits: Sequence[Checked], cost: int, max_delay: int) -> tuple[int, int, int]:
+    keeper, longest, delay = 0, 0, 0
     for index, limit in enumerate(limits, start=1):
         wait = limit.wait(cost)
         if wait >= 0 and max_delay >= 0:
-            wait = max(wait, limit.delay() - max_delay)
+            wait = max(wait, limit.delay - max_delay)
         if longest >= 0 and (wait < 0 or wait > longest):
             keeper, longest = index, wait
-    return keeper, longest
-
-
-def _tightest(limits: Sequence[Checked]) -> int:
-    return min(range(1, len(limits) + 1), key=lambda index: limits[index - 1].remaining())
+        delay = max(delay, limit.delay)
+    return keeper, longest, delay
 
 
 def _reply(
     overrides: Overrides, limits: Sequence[Checked], keeper: int, wait: int, delay: int, now: int
 ) -> tuple[int | str, ...]:
-    index = keeper or _tightest(limits)
-    limit = limits[index - 1]
-    allowed = 1 if wait == 0 else 0
-    rest = (limit.size(), limit.remaining(), wait, limit.reset_after(), delay, str(now), overrides.ignored)
-    return allowed, index, *rest
-
-
-def _reply_paused(overrides: Overrides, limits: Sequence[Checked], left: int, now: int) -> tuple[int | str, ...]:
-    limit = limits[0]
-    return 0, 0, limit.size(), limit.remaining(), left, left, 0, str(now), overrides.ignored
+    if wait == 0:
+        keeper = min(range(1, len(limits) + 1), key=lambda index: limits[index - 1].remaining)
+    limit = limits[max(1, keeper) - 1]
+    reset_after = limit.reset_after if keeper > 0 else wait
+    return int(wait == 0), keeper, limit.size, limit.remaining, wait, reset_after, delay, now, overrides.ignored

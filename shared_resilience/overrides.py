@@ -9,7 +9,7 @@ from typing import cast
 
 from shared_resilience import validation
 from shared_resilience.circuit_numbers import NUMBERS
-from shared_resilience.commands import State
+from shared_resilience.commands import Argument, Arguments, State
 from shared_resilience.integers import MILLION, to_integer
 from shared_resilience.sliding_window import LONGEST_WINDOW, SHORTEST_WINDOW, SLOTS
 from shared_resilience.validation import LARGEST_COUNT, LARGEST_RATE, SMALLEST_RATE
@@ -17,6 +17,8 @@ from shared_resilience.validation import LARGEST_COUNT, LARGEST_RATE, SMALLEST_R
 _DECIMAL = re.compile(r"[0-9]+\.?[0-9]*")
 RATES = {"leaky_bucket": "leak_rate", "token_bucket": "refill_rate"}
 Numbers = tuple[int, int, int]
+PER_LIMIT = 5
+"""Arguments by which scripts are told of a limit: kind, label, three numbers."""
 
 
 BREAKER = "breaker."
@@ -113,3 +115,12 @@ class Overrides:
         together = {**self.fields, **fields}
         self.fields = {field: value for field, value in together.items() if value != ""}
         self.stored, self.changed = self.fields or None, True
+
+
+def told_in_force(fields: Mapping[str, str], told: Arguments) -> tuple[Arguments, str]:
+    """What scripts are told of limits, with the overrides in `fields` applied; and the fields that are ignored."""
+    overrides, changed = Overrides(fields), list[Argument]()
+    for start in range(0, len(told), PER_LIMIT):
+        kind, label, *numbers = told[start : start + PER_LIMIT]
+        changed += [kind, label, *overrides.in_force(str(kind), str(label), *map(int, numbers))]
+    return tuple(changed), overrides.ignored

@@ -84,18 +84,20 @@ class RateLimiter:
         With a leaky bucket the caller must wait `decision.delay` seconds before it goes on. A refusal is remembered for
         at most a second (until `retry_after`, if that is sooner), so that asking again in vain costs no trip to Redis.
         """
-        return step(self._core.try_acquire(self._backend, key, cost))
+        return self._core.at_once(key, cost) or step(self._core.try_acquire(self._backend, key, cost))
 
     def acquire(self, key: Key = "", cost: int = 1, timeout: float | None = None) -> Decision:
         """Takes `cost`, waiting for room and for its turn for at most `timeout` seconds (None: as long as it takes).
 
-        Within a process, whoever comes first for a key is served first. Raises `RateLimitExceeded` as soon as it is
-        clear that the timeout does not suffice.
+        Within a process, whoever comes first for a key is served first. Raises `RateLimitExceeded` when it is clear
+        that the timeout does not suffice: at once for the first in line, for others when their turn or the end comes.
         """
         return step(self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout)))
 
     def allow(self, key: Key = "", cost: int = 1) -> bool:
         """Takes `cost` if the call may go on at once; whether it did."""
+        if self._core.at_once(key, cost):
+            return True
         return step(self._core.try_acquire(self._backend, key, cost, max_delay=0.0)).allowed
 
     def peek(self, key: Key = "", cost: int = 1) -> Decision:
@@ -163,12 +165,14 @@ class AsyncRateLimiter:
         return self._core.name
 
     async def try_acquire(self, key: Key = "", cost: int = 1) -> Decision:
-        return await self._core.try_acquire(self._backend, key, cost)
+        return self._core.at_once(key, cost) or await self._core.try_acquire(self._backend, key, cost)
 
     async def acquire(self, key: Key = "", cost: int = 1, timeout: float | None = None) -> Decision:
         return await self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout))
 
     async def allow(self, key: Key = "", cost: int = 1) -> bool:
+        if self._core.at_once(key, cost):
+            return True
         return (await self._core.try_acquire(self._backend, key, cost, max_delay=0.0)).allowed
 
     async def peek(self, key: Key = "", cost: int = 1) -> Decision:

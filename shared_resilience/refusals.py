@@ -30,6 +30,9 @@ class Refusals:
     def __init__(self) -> None:
         self._by_key: OrderedDict[Hashable, _Refusal] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._by_key
+
     def find(self, key: Hashable, cost: int, max_delay: float, now: float, exact: bool = False) -> Decision | None:
         """The refusal that still stands for `cost` at `now`, with the time that is left of it.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NoReturn, TypedDict, cast
 
@@ -23,9 +24,11 @@ from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWi
 from shared_resilience.breaker import Breaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.commands import Command
+from shared_resilience.errors import ResilienceError
 from shared_resilience.events import Listener
 from shared_resilience.limit_commands import OVERRIDE
-from shared_resilience.limiter import Limiter, LimiterConfig
+from shared_resilience.limiter import Limiter
+from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.limits import Limit
 from shared_resilience.overrides import override_text
 
@@ -73,10 +76,6 @@ class CheckedOptions:
         self.listeners = tuple(listeners)
 
 
-async def _nothing_to_close() -> None:
-    pass
-
-
 class Runtime:
     """One process state, its backends, and how to close what they hold."""
 
@@ -85,8 +84,6 @@ class Runtime:
         self.backends = backends
         self.on_outage = options.on_outage
         self._sync_interval = options.sync_interval
-        self.close_blocking: Callable[[], object] = lambda: None
-        self.close_suspending: Callable[[], Awaitable[None]] = _nothing_to_close
         process.events.add(options.listeners)
 
     def limiter(self, name: str, limits: tuple[Limit, ...], **options: object) -> Limiter:
@@ -122,23 +119,33 @@ class Runtime:
         """Overrides a number of a resource for the fleet; None ends that."""
         text = "" if number is None else override_text(field, number)
         resource = self.process.heartbeat.resource(name)
+        if text and resource.numbers and field not in resource.numbers:
+            raise ValueError(f"field is {field!r}, but {name!r} has {', '.join(resource.numbers)}")
         command = Command(OVERRIDE, (resource.keys.overrides,), (field, text))
         await backend.run(command, resource, "raise")
         self.process.local.execute(command)  # should Redis be lost before the heartbeat brings it
         known = {**resource.overrides, field: text}
         resource.overrides = {known_field: value for known_field, value in known.items() if value}
 
+    async def close(self, backend: Backend) -> None:
+        """Gives back and reports what this process holds, then closes what `backend` has opened."""
+        for core in self._limiters():
+            with suppress(ResilienceError):  # what cannot be given back is lost
+                await core.before_close(backend)
+        await backend.close()
+
+    def _limiters(self) -> list[Limiter]:
+        return [core for core in list(self.process.components.values()) if isinstance(core, Limiter)]
+
     def stats(self) -> dict[str, Any]:
         """What `get_comprehensive_stats` returns."""
         process = self.process
-        components = list(process.components.values())
-        limiters = [core for core in components if isinstance(core, Limiter)]
-        breakers = [core for core in components if isinstance(core, Breaker)]
+        breakers = [core for core in list(process.components.values()) if isinstance(core, Breaker)]
         return {
             "timestamp": time.time(),
             "store": {"usable": process.guard.usable, "answered": process.guard.proven},
             "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
-            "rate_limiters": {core.name: core.stats() for core in limiters},
+            "rate_limiters": {core.name: core.stats() for core in self._limiters()},
             "circuit_breakers": {core.name: core.known() for core in breakers},
         }
 
@@ -159,9 +166,7 @@ def own_runtime(url: str, options: CheckedOptions) -> Runtime:
         lambda: _blocking(process, PoolWire(pool, options.command_timeout, theirs=False), options),
         lambda: _suspending(process, AsyncPoolWire(async_pools, options.command_timeout), options),
     )
-    runtime = Runtime(process, backends, options)
-    runtime.close_blocking, runtime.close_suspending = pool.disconnect, async_pools.close
-    return runtime
+    return Runtime(process, backends, options)
 
 
 def users_runtime(client: Any, async_client: Any, options: CheckedOptions) -> Runtime:

@@ -82,6 +82,8 @@ class ResilienceService(_Service):
         shadow: bool | None = None,
         partitioned: bool | None = None,
         max_pause: float | None = None,
+        lease_tokens: int | None = None,
+        lease_seconds: float | None = None,
     ) -> RateLimiter:
         """The rate limiter of the resource `name`; made by the first call, with the defaults of what is not given.
 
@@ -89,7 +91,13 @@ class ResilienceService(_Service):
         is as for the service. `remember_refusals` (True) lets a process answer itself for up to a second after a
         refusal. `shadow` (False) decides and counts, and refuses nothing. `partitioned` (False) spreads the keys over a
         Redis Cluster, instead of keeping all of the resource in one slot. `max_pause` (60) is the longest pause in
-        seconds. Raises `ValueError` for a configuration other than that of the limiter that exists.
+        seconds.
+
+        `lease_tokens` (None) lets a process take up to so many tokens of token buckets in one trip, and serve them from
+        its memory for at most `lease_seconds` (0.5, from 0.001 to 60): no trip for most calls. In any t seconds the
+        fleet then gets at most `capacity + refill_rate × (t + lease_seconds)`. From 1 to the smallest capacity.
+
+        Raises `ValueError` for a wrong value, and for a configuration other than that of the limiter that exists.
         """
         core = self._runtime.limiter(
             name,
@@ -99,6 +107,8 @@ class ResilienceService(_Service):
             shadow=shadow,
             partitioned=partitioned,
             max_pause=max_pause,
+            lease_tokens=lease_tokens,
+            lease_seconds=lease_seconds,
         )
         return RateLimiter(core, self._runtime.backends)
 
@@ -131,9 +141,8 @@ class ResilienceService(_Service):
         step(self._runtime.backends.blocking.check())
 
     def close(self) -> None:
-        """Reports what has been counted and closes the connections that this service made."""
-        step(self._runtime.backends.blocking.close())
-        self._runtime.close_blocking()
+        """Gives leased tokens back, reports what has been counted, closes the connections that this service made."""
+        step(self._runtime.close(self._runtime.backends.blocking))
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +164,8 @@ class AsyncResilienceService(_Service):
         shadow: bool | None = None,
         partitioned: bool | None = None,
         max_pause: float | None = None,
+        lease_tokens: int | None = None,
+        lease_seconds: float | None = None,
     ) -> AsyncRateLimiter:
         core = self._runtime.limiter(
             name,
@@ -164,6 +175,8 @@ class AsyncResilienceService(_Service):
             shadow=shadow,
             partitioned=partitioned,
             max_pause=max_pause,
+            lease_tokens=lease_tokens,
+            lease_seconds=lease_seconds,
         )
         return AsyncRateLimiter(core, self._runtime.backends)
 
@@ -186,8 +199,7 @@ class AsyncResilienceService(_Service):
         await self._runtime.backends.suspending.check()
 
     async def close(self) -> None:
-        await self._runtime.backends.suspending.close()
-        await self._runtime.close_suspending()
+        await self._runtime.close(self._runtime.backends.suspending)
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from shared_resilience import validation
 from shared_resilience.commands import Argument, State
-from shared_resilience.integers import to_ttl, to_wait
+from shared_resilience.integers import LONGEST_WAIT, to_ttl, to_wait
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.001, 366 * 86400.0
 SLOTS = 58
@@ -63,6 +63,10 @@ def _time(entry: Entry) -> int:
     return entry.time
 
 
+def _sum(entry: Entry) -> int:
+    return entry.sum
+
+
 class Log:
     """A log as it stands at `now`; `stored` and `ttl` are what is to be written, `ttl` None: nothing."""
 
@@ -71,75 +75,63 @@ class Log:
             window, limit = -(-window * share // limit), 1
         else:
             limit = limit // share
-        self.now, self.limit, self.window, self.slot, self.divided = now, limit, window, slot, share > 1
+        self.now, self.size, self.window, self.slot, self.divided = now, limit, window, slot, share > 1
+        self.delay, self.rebased = 0, False
+        self.sum, self.used, self.start = 0, 0, 0
         self.entries: tuple[Entry, ...] = stored if isinstance(stored, tuple) else ()
         self.stored: State = stored
         self.ttl: int | None = None
-        self.sum, self.start, self.used, self.rebased = 0, 0, 0, False
         self.last = 0
-        if not self.entries:
-            return
-        self.last, self.sum, last_cost = self.entries[-1]
-        self.rebased = self.last > now + slot + self._debt(last_cost) + window
-        live = self._first_live()
-        if live < len(self.entries):
-            self.start = self.entries[live].sum - self.entries[live].cost
-            self.used = self.sum - self.start
+        if self.entries:
+            self.last, self.sum, last_cost = self.entries[-1]
+            self.rebased = self.last > now + slot + self._debt(last_cost) + window
+            self.start = self.sum
+            live = self._first_live()
+            if live < len(self.entries):
+                self.start = self.entries[live].sum - self.entries[live].cost
+                self.used = self.sum - self.start
+        self._measure()
 
     def _debt(self, cost: int) -> int:
-        return -(-self.window * (cost - self.limit) // self.limit) if cost > self.limit else 0
+        return min(-(-self.window * (cost - self.size) // self.size), LONGEST_WAIT) if cost > self.size else 0
+
+    def _measure(self) -> None:
+        self.remaining = max(0, self.size - self.used)
+        self.reset_after = 0
+        if self.used > 0:
+            self.reset_after = to_wait(self.window + 1 if self.rebased else self.last + self.window + 1 - self.now)
 
     def _first_live(self) -> int:
         return bisect_left(self.entries, self.now - self.window, key=_time)
 
     def _entry_that_frees(self, amount: int) -> int:
-        return bisect_left(self.entries, self.start + amount, key=lambda entry: entry.sum, lo=self._first_live())
+        return bisect_left(self.entries, self.start + amount, key=_sum, lo=self._first_live())
 
     def wait(self, cost: int) -> int:
-        if cost > self.limit:
+        if cost > self.size:
             if not self.divided:
                 return -1
-            cost = self.limit
-        excess = self.used + cost - self.limit
+            cost = self.size
+        excess = self.used + cost - self.size
         if excess <= 0:
             return 0
         if self.rebased:
             return self.window + 1
         return to_wait(self.entries[self._entry_that_frees(excess)].time + self.window + 1 - self.now)
 
-    def reset_after(self) -> int:
-        if self.used == 0:
-            return 0
-        return self.window + 1 if self.rebased else to_wait(self.last + self.window + 1 - self.now)
-
-    def remaining(self) -> int:
-        return max(0, self.limit - self.used)
-
-    def size(self) -> int:
-        return self.limit
-
-    def delay(self) -> int:
-        return 0
-
     def _tidy(self) -> None:
         if self.rebased:
-            self.entries, self.last = (), 0
-            if self.used > 0:
-                self.entries, self.last = (Entry(self.now, self.sum, self.used),), self.now
-            self.rebased = False
+            self.rebased, self.last = False, self.now
+            self.entries = (Entry(self.now, self.sum, self.used),)
         else:
             self.entries = self.entries[self._first_live() :]
 
-    def write(self) -> None:
-        self._tidy()
-        self._store()
-
     def _store(self) -> None:
+        self._measure()
         self.stored = self.entries or None
-        self.ttl = to_ttl(self.reset_after())
+        self.ttl = to_ttl(self.reset_after)
 
-    def take(self, cost: int) -> None:
-        self._tidy()
+    def _append(self, cost: int) -> None:
         time = max(-(-self.now // self.slot) * self.slot + self._debt(cost), self.last)
         self.sum, self.used = self.sum + cost, self.used + cost
         if self.slot > 1 and self.entries and time == self.last:
@@ -147,7 +139,11 @@ class Log:
             self.entries = self.entries[:-1]
         self.entries = (*self.entries, Entry(time, self.sum, cost))
         self.last = time
-        self.start = self.sum - self.used
+
+    def take(self, cost: int) -> None:
+        self._tidy()
+        if cost > 0:
+            self._append(cost)
         self._store()
 
     def give(self, cost: int, since: int) -> None:

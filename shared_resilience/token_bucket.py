@@ -1,19 +1,20 @@
 """Token bucket: its configuration, and the twin of `lua/lib/token_bucket.lua`.
 
 The algorithm is the "leaky bucket as a meter" of J. Turner, "New directions in communications", IEEE Communications
-Magazine 24 (10), 1986. How no fraction of a token gets lost stands in the script.
+Magazine 24 (10), 1986. How no fraction of a token gets lost stands in `lua/lib/bucket.lua`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shared_resilience import validation
-from shared_resilience.commands import Argument, State
-from shared_resilience.integers import MILLION, to_ttl, to_wait
+from shared_resilience.commands import Argument, State, Step
+from shared_resilience.integers import LONGEST_WAIT, MILLION, to_ttl
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,27 @@ class BucketState(NamedTuple):
     time_us: int
 
 
+def refilled(tokens: int, time: int, now: int, capacity: int, refill: int, per: int) -> tuple[int, int, int]:
+    """Twin of `refilled` in `lua/lib/bucket.lua`: tokens, their time, and what is available at `now`."""
+    if time > now:
+        time = now
+    available = capacity
+    if now - time < -(-(capacity - tokens) // refill) * per:
+        periods = (now - time) // per
+        tokens, time = tokens + periods * refill, time + periods * per
+        available = tokens + (now - time) * refill // per
+    if available >= capacity:
+        return capacity, now, capacity
+    return tokens, time, available
+
+
+def until_it_holds(goal: int, tokens: int, time: int, now: int, refill: int, per: int) -> int:
+    """Twin of `until_it_holds` in `lua/lib/bucket.lua`: µs from `now`."""
+    periods, deficit = divmod(goal - tokens, refill)
+    wait = periods * per - (-deficit * per // refill) - (now - time)
+    return 0 if wait < 0 else wait if wait < LONGEST_WAIT else LONGEST_WAIT
+
+
 class Bucket:
     """A bucket as it stands at `now`; `stored` and `ttl` are what is to be written, `ttl` None: nothing."""
 
@@ -74,27 +96,22 @@ class Bucket:
         self.now, self.refill, self.per = now, refill, per * share
         self.capacity = max(1, capacity * MILLION // share)
         self.divided = share > 1
+        self.size = self.capacity // MILLION
         tokens, time = self._load(stored)
         self.rebased = time > now
-        if self.rebased:
-            time = now
-        available = self.capacity
-        if now - time < -(-(self.capacity - tokens) // refill) * self.per:
-            periods = (now - time) // self.per
-            tokens, time = tokens + periods * refill, time + periods * self.per
-            available = tokens + (now - time) * refill // self.per
-        if available >= self.capacity:
-            tokens, time, available = self.capacity, now, self.capacity
-        self.tokens, self.time, self.available = tokens, time, available
+        self.tokens, self.time, self.available = refilled(tokens, time, now, self.capacity, refill, self.per)
+        self.delay = 0
+        self._measure()
 
     def _load(self, stored: State) -> tuple[int, int]:
         return stored if isinstance(stored, BucketState) else (self.capacity, self.now)
 
+    def _measure(self) -> None:
+        self.remaining = max(0, self.available // MILLION)
+        self.reset_after = self._until_it_holds(self.capacity)
+
     def _until_it_holds(self, goal: int) -> int:
-        deficit = goal - self.tokens
-        periods = deficit // self.refill
-        rest = -(-(deficit - periods * self.refill) * self.per // self.refill)
-        return to_wait(periods * self.per + rest - (self.now - self.time))
+        return until_it_holds(goal, self.tokens, self.time, self.now, self.refill, self.per)
 
     def wait(self, cost: int) -> int:
         need = cost * MILLION
@@ -104,30 +121,42 @@ class Bucket:
             need = self.capacity
         return 0 if self.available >= need else self._until_it_holds(need)
 
-    def reset_after(self) -> int:
-        return self._until_it_holds(self.capacity)
-
-    def remaining(self) -> int:
-        return max(0, self.available // MILLION)
-
-    def size(self) -> int:
-        return self.capacity // MILLION
-
-    def delay(self) -> int:
-        return 0
-
-    def write(self) -> None:
-        self.stored = BucketState(self.tokens, self.time)
-        self.ttl = to_ttl(self.reset_after())
-
     def take(self, cost: int) -> None:
-        self._add(-cost)
+        self.add(-cost)
+        self._store()
 
     def give(self, cost: int, since: int) -> None:
-        self._add(cost)
+        self.take(-cost)
 
-    def _add(self, tokens: int) -> None:
-        self.tokens, self.available = self.tokens + tokens * MILLION, self.available + tokens * MILLION
+    def add(self, tokens: int) -> None:
+        """Without writing; what would overflow is dropped."""
+        self.tokens = max(self.tokens + tokens * MILLION, -LONGEST_WAIT)
+        self.available += tokens * MILLION
         if self.available >= self.capacity:
             self.tokens, self.available, self.time = self.capacity, self.capacity, self.now
-        self.write()
+        self._measure()
+
+    def _store(self) -> None:
+        self.stored = BucketState(self.tokens, self.time)
+        self.ttl = to_ttl(self.reset_after)
+
+
+def take(states: Sequence[State], now: int, told: Any) -> Step | None:
+    """Twin of the first part of `token_bucket.lua`: one bucket, nothing overridden, enough tokens; else None.
+
+    `told` are the arguments of the script. It spares the local store half of a decision's time, too.
+    """
+    overrides, stored = states
+    cost, share, _, _, _, size, refill, per = told
+    if overrides is not None or share != 1:
+        return None
+    capacity, need = size * MILLION, cost * MILLION
+    tokens, time = stored if type(stored) is BucketState else (capacity, now)
+    tokens, time, available = refilled(tokens, time, now, capacity, refill, per)
+    if need > available:
+        return None
+    tokens, available = tokens - need, available - need
+    reset_after = until_it_holds(capacity, tokens, time, now, refill, per)
+    make = tuple.__new__  # a NamedTuple in half the time
+    reply = (1, 1, size, available // MILLION, 0, reset_after, 0, now, "")
+    return make(Step, ((None, make(BucketState, (tokens, time))), (None, to_ttl(reset_after)), reply))

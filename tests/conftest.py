@@ -142,7 +142,7 @@ def runtime_on(store: Lane, prefix: str, clock: ManualClock) -> Runtime:
         return int(clock.monotonic() * 1e6)
 
     pools = OwnPools(store.make_async_pool)
-    runtime = Runtime(
+    return Runtime(
         process,
         Backends(
             lambda: FallbackBackend(process, RedisStore(PoolWire(store.pool, 5, theirs=False), now_us)),
@@ -150,8 +150,6 @@ def runtime_on(store: Lane, prefix: str, clock: ManualClock) -> Runtime:
         ),
         CheckedOptions(),
     )
-    runtime.close_suspending = pools.close
-    return runtime
 
 
 FORMS = ("sync", "asyncio")

@@ -50,7 +50,7 @@ def test_a_decision_is_one_trip_and_a_remembered_refusal_none(counted: Server, p
 
     sent = [command for command in commands_at(counted) if command[0] == "EVALSHA"]
     of_script = Counter(command[1] for command in sent)
-    assert of_script[scripts.load("rate_limiter").sha] == 51
+    assert of_script[scripts.load("token_bucket").sha] == 51
     assert 1 <= of_script[scripts.load("heartbeat").sha] <= 2
     assert len(of_script) == 3  # and heartbeat_roster
     service.close()
@@ -135,7 +135,7 @@ def test_only_counts_that_certainly_did_not_arrive_are_sent_again(ran_not: bool,
     assert second is not None
     assert first.commands[2].args[3:] == ("limit.allowed", 1)
     assert second.commands[2].args[3:] == sent_again
-    assert dict(resource.counted) == {"limit.allowed": 1}
+    assert resource.counted() == {"limit.allowed": 1}
 
 
 _numbers = itertools.count()

@@ -21,12 +21,12 @@ class Told:
 
     def __init__(self, limiter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commands: list[Command[Any]] = []
-        self._core, self._run = limiter._core, limiter._core.run
-        monkeypatch.setattr(type(self._core), "run", self.run)
+        self._run = limiter._backend.run
+        monkeypatch.setattr(limiter._backend, "run", self.run)
 
-    async def run(self, backend: Any, command: Command[Any]) -> Any:
+    async def run(self, command: Command[Any], *rest: Any) -> Any:
         self.commands.append(command)
-        return await self._run(backend, command)
+        return await self._run(command, *rest)
 
 
 def use_it_all(api: Api, limiter: Any) -> None:

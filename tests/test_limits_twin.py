@@ -290,8 +290,8 @@ def test_a_key_lives_exactly_as_long_as_its_twin_says(store: Lane, lane: str, fa
         both.twin(command)
         told = {key: ttl for key, ttl in both.ttls.items() if ttl and both.states[key] is not None}
         sha, keys = command.operation.loaded.sha, command.keys
-        run: Request = (keys[0], ("EVALSHA", sha, len(keys), *keys, *command.args, both.now))
-        _, *left = step(wire.exchange([run, *((key, ("PTTL", key)) for key in told)]))
+        run = Request(keys[0], "EVALSHA", sha, len(keys), *keys, *command.args, both.now)
+        _, *left = step(wire.exchange([run, *(Request(key, "PTTL", key) for key in told)]))
         late += [ttl - alive for ttl, alive in zip(told.values(), left, strict=True)]
 
     at_once = 0 if lane != "fakeredis" else 1  # which rounds down

@@ -102,7 +102,7 @@ def make_calls(url: str, prefix: str, seed: int, start: Any, out: Connection) ->
     source = random.Random(seed)
     log: list[Call] = []
     since: dict[tuple[str, str], int] = {}
-    operations: dict[str, Operation[Reply]] = {}
+    operations: dict[tuple[str, str], Operation[Reply]] = {}
     start.wait()
     for _ in range(CALLS):
         resource, key = source.choice(list(RESOURCES)), source.choice(KEYS)
@@ -114,8 +114,9 @@ def make_calls(url: str, prefix: str, seed: int, start: Any, out: Connection) ->
         elif verb == "give":
             extra = source.choice([0, since.get((resource, key), 0)])
         command = command_of(resource, key, verb, cost, extra, prefix)
-        operation = operations.setdefault(verb, numbered(command.operation, f"{prefix}:order"))
-        sent: Command[Any] = command._replace(operation=operation)
+        wanted = numbered(command.operation, f"{prefix}:order")
+        operation = operations.setdefault((verb, wanted.script), wanted)
+        sent: Command[Any] = Command(operation, command.keys, command.args)
         asked = time.monotonic()
         *reply, order = step(store.execute(sent))
         answered = time.monotonic()

@@ -125,7 +125,7 @@ def test_a_wrong_cost_is_refused_before_anything_is_sent(api: Api, limiter: Any,
     with pytest.raises(ValueError, match=r"cost is .*, but must be an integer from 1 to 3"):
         api(getattr(limiter, method)("", cost))
 
-    assert api.runtime.process.heartbeat.resource("search").counted == {}
+    assert api.runtime.process.heartbeat.resource("search").counted() == {}
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan, "1", True])

@@ -86,7 +86,7 @@ def test_the_oldest_of_too_many_refusals_is_forgotten(monkeypatch: pytest.Monkey
 
 
 def test_an_answer_of_this_process_has_a_decision_and_nothing_else() -> None:
-    answer = Answer.of(refused(0.5))
+    answer = Answer(refused(0.5))
 
     assert (answer.decision, answer.decided_us, answer.ignored) == (refused(0.5), 0, "")
 

@@ -20,18 +20,22 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "circuit_breaker_control": "424b4f53929a4f3a3d735d820065245845137d47",
-    "circuit_breaker_probe": "efdafe83100921941ea95fa7fa2e4831a6b4eb72",
-    "circuit_breaker_settle": "76a0413fbc59ea6fef14a11f5f7444765270b5db",
-    "evidence": "f96b49432fbad5ad45020ff496ab5ee12e264048",
-    "heartbeat": "01a76c8105362a7be6c4008bf2e63d45baca4b15",
-    "heartbeat_roster": "158217afcb9f434295bcc9c4c5da1e9666c61372",
-    "rate_limiter": "f61127b4d15306fe331c882e8dddaa565c4416cd",
+    "circuit_breaker_control": "099e77b9c9d6a078f1ef8baba48a3ade2585c785",
+    "circuit_breaker_probe": "abd61f2aa261a5c9f0907423dc9b9a722cec4971",
+    "circuit_breaker_settle": "f38f1b8a0e1eacdd44977d0c2e1a988e9dcadc78",
+    "evidence": "dba04ffb3f755cab8ae914801282bffcc0dd8ad7",
+    "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
+    "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
+    "leaky_bucket": "6d39eb626b88659098effe0f5be919ace25ea402",
+    "rate_limiter": "dbb024498c1833f7490c85d1c4e9638ca5446ab6",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "0875cfc7d1caa87aa000ef16c774262f45a63ccf",
-    "rate_limiter_peek": "6a8449f8a65e733826e238e5004ca9c0a5fedfa7",
+    "rate_limiter_pause": "69f4d2fdcea9436131a2f22dc161691dda6f4738",
+    "rate_limiter_peek": "625df67efc8017d6753c053523ebf6e88b82281e",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "d6dca4f85891bf7670eb341cfc3e5c2ce7c56e67",
+    "rate_limiter_settle": "2d78be8bf91ee162b91d1c7369421a706ed148ea",
+    "sliding_window": "615524ee9d0e9a1522f6baf48e871a9ed31b4933",
+    "token_bucket": "f426222a78e568f8653de9b1a01227d71cf34810",
+    "token_bucket_lease": "04e951f3f8726a86859e416995a513f7c8b78a6b",
 }
 
 
@@ -51,9 +55,13 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     of_limits = LimitCommands(LIMITS)
     circuit = (overrides, f"{stem}:breaker", f"{stem}:workers")
     numbers = CircuitBreakerConfig().arguments()
+    of_one_kind = [("token_bucket", LIMITS[0], keys[1]), ("sliding_window", LIMITS[1], keys[2])]
+    of_one_kind += [("leaky_bucket", LIMITS[3], keys[4])]
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
         "rate_limiter": of_limits.take(keys, 1),
+        **{script: LimitCommands([limit]).take((overrides, key), 1) for script, limit, key in of_one_kind},
+        "token_bucket_lease": LimitCommands(LIMITS[:1]).lease((overrides, keys[1]), 1, 5, 0),
         "rate_limiter_peek": of_limits.peek(keys, 1),
         "rate_limiter_settle": of_limits.charge(keys, 1),
         "rate_limiter_reset": Command(RESET, keys[1:], ()),
@@ -180,16 +188,16 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("rate_limiter", 0, "cost must be an integer from 1"),
         ("rate_limiter", 1, "share must be an integer from 1"),
         ("rate_limiter", 2, "longest delay must be an integer from -1"),
-        ("rate_limiter", 5, "first number of token_bucket must be an integer from 1"),
-        ("rate_limiter", 6, "second number of token_bucket must be"),
-        ("rate_limiter", 7, "third number of token_bucket must be"),
-        ("rate_limiter", 10, "first number of sliding_window must be"),
-        ("rate_limiter", 22, "third number of leaky_bucket must be"),
+        ("rate_limiter", 5, "first number of a limit must be an integer from 1"),
+        ("rate_limiter", 6, "second number of a limit must be"),
+        ("rate_limiter", 7, "third number of a limit must be"),
+        ("rate_limiter", 10, "first number of a limit must be"),
+        ("rate_limiter", 22, "third number of a limit must be"),
         ("rate_limiter_peek", 0, "cost must be an integer from 1"),
         ("rate_limiter_peek", 2, "longest delay must be an integer from -1"),
         ("rate_limiter_settle", 0, "cost must be an integer from 1"),
         ("rate_limiter_settle", 3, "since must be an integer from 0"),
-        ("rate_limiter_settle", 6, "first number of token_bucket must be an integer from 1"),
+        ("rate_limiter_settle", 6, "first number of a limit must be an integer from 1"),
         ("rate_limiter_pause", 0, "length must be an integer from 0"),
         ("evidence", 0, "failure_threshold must be an integer from 1 to"),
         ("evidence", 2, "window must be an integer from 100000 to"),
@@ -218,7 +226,7 @@ def test_scripts_refuse_what_the_client_would_never_send(
     args = (*command.args[:position], value, *command.args[position + 1 :])
 
     with pytest.raises(Exception, match=message):
-        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=args)))
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
 
     assert not store.client.exists(*command.keys)
 
@@ -228,13 +236,12 @@ def test_a_script_refuses_a_kind_of_limit_that_does_not_exist(store: Lane, prefi
     args = tuple("magic" if argument == "token_bucket" else argument for argument in command.args)
 
     with pytest.raises(Exception, match="no such kind of limit"):
-        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=args)))
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
 
 
 def test_a_script_refuses_a_mode_that_does_not_exist(store: Lane, prefix: str) -> None:
     command = commands(prefix)["circuit_breaker_control"]
+    args = (*command.args[:-1], "magic")
 
     with pytest.raises(Exception, match="no such mode"):
-        step(
-            RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command._replace(args=(*command.args[:-1], "x")))
-        )
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))

@@ -23,7 +23,7 @@ class Answered(NamedTuple):
     retry_after: int
     reset_after: int
     delay: int
-    now: str
+    now: int
     ignored: str
 
 

@@ -1,3 +1,4 @@
+--- @include "arguments"
 --- @include "integers"
 --- @include "overrides"
 
@@ -36,28 +37,27 @@ local NUMBERS = {
   { "min_workers", 1, 1, 100 },
 }
 
--- An error reply if a number of the configuration is not what it must be, else nil.
-function circuit.refuse_numbers()
-  local problem
-  for index, number in ipairs(NUMBERS) do
-    problem = problem or refuse(number[1], ARGV[index], math.floor(number[2] * number[3] + 0.5))
-  end
-  return problem
-end
-
 -- The numbers in force: those of the caller, or what overrides them. No minimum of calls is that of failures.
-local function in_force()
+function circuit.numbers(overrides)
   local numbers = {}
   for index, number in ipairs(NUMBERS) do
     local name, finer, low, high = unpack(number)
-    local read = finer == 1 and overrides.count or overrides.number
-    local override = read("breaker." .. name, low, high)
-    numbers[name] = override and math.floor(override * finer + 0.5) or tonumber(ARGV[index])
+    numbers[name] = argument(name, ARGV[index], math.floor(finer * low + 0.5))
+    local read = overrides and (finer == 1 and overrides.count or overrides.number)
+    local override = read and read("breaker." .. name, low, high)
+    if override then
+      numbers[name] = math.floor(override * finer + 0.5)
+    end
   end
   if numbers.minimum_calls == 0 then
     numbers.minimum_calls = numbers.failure_threshold
   end
   return numbers
+end
+
+-- `microseconds` as a reply may carry them, whatever somebody wrote into the hash.
+local function to_wait(microseconds)
+  return math.max(0, math.min(microseconds, LONGEST_WAIT))
 end
 
 local function put(it, field, value)
@@ -152,10 +152,10 @@ local function forget(it)
 end
 
 -- Reads the circuit at `key`. One that is not there, or not readable, begins as closed.
-function circuit.read(key, now)
+function circuit.read(key, now, numbers)
   local it = {
     key = key, now = now, fields = {}, writes = {}, drops = {}, stale = {}, lapsed = {}, caused = 0, leases = 0,
-    probes = {}, successes = 0, numbers = in_force(),
+    probes = {}, successes = 0, numbers = numbers,
   }
   local stored = redis.call("HGETALL", key)
   for index = 1, #stored, 2 do
@@ -317,7 +317,7 @@ end
 --   (-1: never), microseconds since it opened, calls, failures and slow calls in the window or, since it opened, that
 --   opened it, the failing workers separated by spaces, consecutive openings, probes on loan, successes of probes, the
 --   fields of overrides that were ignored, separated by spaces }
-function circuit.reply(it, result)
+function circuit.reply(it, overrides, result)
   local wait = 0
   if it.state == "open" then
     wait = it.mode ~= "" and -1 or to_wait(it.retry_at - it.now)
@@ -325,6 +325,6 @@ function circuit.reply(it, result)
   return {
     result, it.caused, it.state, it.mode, it.generation, wait, to_wait(it.now - it.opened_at),
     it.seen.calls, it.seen.failures, it.seen.slow, table.concat(it.failing, " "),
-    it.trips, it.leases, it.successes, overrides.ignored,
+    it.trips, it.leases, it.successes, overrides and overrides.ignored or "",
   }
 end

@@ -1,18 +1,16 @@
---- @include "leaky_bucket"
+--- @include "arguments"
+--- @include "kinds"
 --- @include "overrides"
---- @include "sliding_window"
---- @include "token_bucket"
 
--- The limits of a resource, of any kind, told by five arguments each: kind, label, and three numbers of the kind.
+-- The limits of a resource, each told by five arguments: kind, label, and three numbers of the kind.
 -- token_bucket:   capacity, refill in millionths, per in microseconds (refill * per <= 2^53)
 -- leaky_bucket:   the same, with the leak as refill
 -- sliding_window: limit, window in microseconds, slot in microseconds (1: exact)
-local KINDS = { leaky_bucket = leaky_bucket, sliding_window = sliding_window, token_bucket = token_bucket }
 local RATES = { leaky_bucket = "leak_rate", token_bucket = "refill_rate" }
 local LONGEST_WINDOW = 31622400
 
 -- The three numbers in force: those of the caller, or what overrides them.
-local function in_force(kind, label, first, second, third)
+local function in_force(overrides, kind, label, first, second, third)
   local stem = "limit." .. label .. "."
   if kind == "sliding_window" then
     local window = overrides.number(stem .. "window", 0.001, LONGEST_WINDOW)
@@ -26,81 +24,66 @@ local function in_force(kind, label, first, second, third)
   return overrides.count(stem .. "capacity") or first, refill or second, per or third
 end
 
--- An error reply if an argument is not what it must be, else nil. The limits begin at ARGV[start].
-local function refuse_arguments(start)
-  local problem = refuse("cost", ARGV[1], 1) or refuse("share", ARGV[2], 1)
-  for index = start, start + 5 * (#KEYS - 1) - 1, 5 do
-    local kind = ARGV[index]
-    problem = problem or (not KINDS[kind] and redis.error_reply("ERR no such kind of limit"))
-      or refuse("first number of " .. kind, ARGV[index + 2], 1)
-      or refuse("second number of " .. kind, ARGV[index + 3], 1)
-      or refuse("third number of " .. kind, ARGV[index + 4], 1)
-  end
-  return problem or nil
-end
-
--- The states of all limits at `now`, as their kinds read them.
-local function check_limits(now, share, start)
+-- The states of all limits at `now`, as their kinds read them. The limits begin at ARGV[start]. Stops at a problem.
+local function check_limits(overrides, now, share, start)
   local limits = {}
   for index = 2, #KEYS do
     local at = start + 5 * (index - 2)
-    local kind = ARGV[at]
-    local first, second, third =
-      in_force(kind, ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]))
-    local limit = KINDS[kind].check(KEYS[index], now, first, second, third, share)
-    limit.kind = KINDS[kind]
+    local kind = KINDS[ARGV[at]]
+    if not kind then
+      problem = problem or redis.error_reply("ERR no such kind of limit in this script")
+    end
+    local first = argument("first number of a limit", ARGV[at + 2], 1)
+    local second = argument("second number of a limit", ARGV[at + 3], 1)
+    local third = argument("third number of a limit", ARGV[at + 4], 1)
+    if problem then
+      return limits
+    end
+    if overrides then
+      first, second, third = in_force(overrides, ARGV[at], ARGV[at + 1], first, second, third)
+    end
+    local limit = kind.check(KEYS[index], now, first, second, third, share)
+    limit.kind = kind
     limits[index - 1] = limit
   end
   return limits
 end
 
--- Whether `cost` may pass: the number of the limit that keeps it longest (0: none), and for how many microseconds
--- (-1: for ever). What would have to wait longer than `max_delay` after it has entered does not enter (-1: any delay).
+-- Whether `cost` may pass: the number of the limit that keeps it longest (0: none), for how many microseconds (-1: for
+-- ever), and how long it waits for its turn. What would have to do so for longer than `max_delay` does not enter (-1:
+-- any delay).
 local function longest_wait(limits, cost, max_delay)
-  local keeper, longest = 0, 0
-  for index, limit in ipairs(limits) do
+  local keeper, longest, delay = 0, 0, 0
+  for index = 1, #limits do
+    local limit = limits[index]
     local wait = limit.kind.wait(limit, cost)
     if wait >= 0 and max_delay >= 0 then
-      wait = math.max(wait, limit.kind.delay(limit) - max_delay)
+      wait = math.max(wait, limit.delay - max_delay)
     end
     if longest >= 0 and (wait < 0 or wait > longest) then
       keeper, longest = index, wait
     end
+    delay = math.max(delay, limit.delay)
   end
-  return keeper, longest
-end
-
--- The number of the limit that has least left.
-local function tightest(limits)
-  local best = 1
-  for index, limit in ipairs(limits) do
-    if limit.kind.remaining(limit) < limits[best].kind.remaining(limits[best]) then
-      best = index
-    end
-  end
-  return best
-end
-
-local function longest_delay(limits)
-  local delay = 0
-  for _, limit in ipairs(limits) do
-    delay = math.max(delay, limit.kind.delay(limit))
-  end
-  return delay
+  return keeper, longest, delay
 end
 
 -- The reply of every limit script: allowed, the number of the limit that the rest speaks of (0: the pause), its limit,
 -- what remains, retry after (-1: never), reset after, delay, the time of the decision, overrides that were ignored.
-local function reply_of(limits, keeper, wait, delay, now)
-  local index = keeper > 0 and keeper or tightest(limits)
-  local limit = limits[index]
+-- A refusal speaks of its keeper, an admission of the limit that has least left.
+local function reply_of(limits, overrides, keeper, wait, delay, now)
+  local limit = limits[math.max(1, keeper)]
+  if wait == 0 then
+    keeper = 1
+    for index = 2, #limits do
+      if limits[index].remaining < limits[keeper].remaining then
+        keeper = index
+      end
+    end
+    limit = limits[keeper]
+  end
   return {
-    wait == 0 and 1 or 0, index, limit.kind.size(limit), limit.kind.remaining(limit), wait,
-    limit.kind.reset_after(limit), delay, to_text(now), overrides.ignored,
+    wait == 0 and 1 or 0, keeper, limit.size, limit.remaining, wait, keeper > 0 and limit.reset_after or wait, delay,
+    now, overrides and overrides.ignored or "",
   }
-end
-
-local function reply_paused(limits, left, now)
-  local limit = limits[1]
-  return { 0, 0, limit.kind.size(limit), limit.kind.remaining(limit), left, left, 0, to_text(now), overrides.ignored }
 end

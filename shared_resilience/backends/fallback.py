@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from redis.exceptions import InvalidResponse
+
 from shared_resilience.backends import OnOutage, Ticket, step
 from shared_resilience.backends.faults import Fault, StoreError
 from shared_resilience.backends.process import Process
@@ -22,6 +24,14 @@ R = TypeVar("R")
 logger = logging.getLogger("shared_resilience")
 HARMLESS = (Fault.SATURATED, Fault.REJECTED)
 """Faults of one command, which say nothing about the next."""
+
+
+OF_ANOTHER_SHAPE = (TypeError, ValueError, IndexError)
+"""What taking a reply apart raises that no script of ours can have sent."""
+
+
+def _garbled(reply: object) -> StoreError:
+    return StoreError(InvalidResponse(f"the server answered {str(reply)[:80]}"), sent=True)
 
 
 class FallbackBackend:
@@ -39,20 +49,27 @@ class FallbackBackend:
 
     async def run(self, command: Command[R], resource: Resource, on_outage: OnOutage = "local") -> R:
         process = self._process
-        now = resource.last_used = self.monotonic()
-        if not process.guard.usable:
+        guard = process.guard
+        now = resource.last_used = process.clock.monotonic()
+        if not guard.usable:
             self._launch_prober()
             return self._decide_alone(command, resource, on_outage, None)
-        era = process.guard.era
+        era = guard.era
         try:
             if process.heartbeat.due(now):
                 await self._beat_on_the_way()
-            reply = await self._store.execute(command)
+            reply = await self._store.ask(command)
+            if isinstance(reply, Exception):
+                reply = await self._store.refused(command, reply)
+            try:
+                answer = command.operation.decode(reply, "redis")
+            except OF_ANOTHER_SHAPE as error:
+                raise _garbled(reply) from error
         except StoreError as error:
             self._note(error, resource, era)
             return self._decide_alone(command, resource, on_outage, error)
-        process.guard.answered()
-        return command.operation.decode(reply, "redis")
+        guard.proven = True
+        return answer
 
     async def keep_up(self, resource: Resource) -> None:
         process = self._process
@@ -79,6 +96,7 @@ class FallbackBackend:
 
     async def close(self) -> None:
         await self.refresh()
+        await self._store.close()
 
     async def check(self) -> None:
         try:
@@ -97,10 +115,13 @@ class FallbackBackend:
         except BaseException as error:
             beat.lost(isinstance(error, StoreError) and error.fault.ran_not)
             raise
-        beat.arrived(replies, self.monotonic())
+        try:
+            beat.arrived(replies, self.monotonic())
+        except OF_ANOTHER_SHAPE as error:
+            raise _garbled(replies) from error
         for resource in beat.resources:
             self._process.local.put(resource.keys.overrides, self._as_local(resource))
-        self._process.guard.answered()
+        self._process.guard.proven = True
 
     def _as_local(self, resource: Resource) -> dict[str, str] | None:
         """The overrides of the fleet on this process's clock, so that they stay in force when Redis is away."""

@@ -35,10 +35,6 @@ class StoreGuard:
         self._logged_at = float("-inf")
         self._prober_lives: Callable[[], bool] = lambda: False
 
-    def answered(self) -> None:
-        """Redis has decided."""
-        self.proven = True
-
     def lost(self, error: StoreError, era: int) -> None:
         """Redis could not decide a call that began in `era`: from now on nobody asks it but the probe."""
         with self._lock:

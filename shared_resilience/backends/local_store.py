@@ -30,14 +30,14 @@ class LocalStore:
 
     def execute(self, command: Command[R]) -> Reply:
         """Runs the twin of `command` as one atomic step and returns the script's reply."""
+        now = int(self._clock.monotonic() * 1e6)
         with self._lock:
-            now = self.now_us()
-            self._forget_idle(now)
-            states = tuple(self._live(key, now) for key in command.keys)
+            states = [self._live(key, now) for key in command.keys]
             step = command.operation.twin(states, now, *command.args)
-            for key, before, after, ttl in zip(command.keys, states, step.states, step.ttls, strict=True):
+            for key, before, after, ttl in zip(command.keys, states, step.states, step.ttls):  # noqa: B905  # twins align
                 if after is None:
-                    self._states.pop(key, None)
+                    if before is not None:
+                        del self._states[key]
                 elif ttl is not None or after is not before:
                     self._write(key, after, ttl, now)
             return step.reply
@@ -59,22 +59,36 @@ class LocalStore:
             for key in [key for key in self._states if key.startswith(prefix)]:
                 del self._states[key]
 
-    def _forget_idle(self, now: int) -> None:
-        """Drops the two keys that were written longest ago if their time is over: more than one step can add."""
+    def _live(self, key: str, now: int) -> State:
+        found = self._states.get(key)
+        if found is None:
+            return None
+        if found[1] > now:
+            return found[0]
+        del self._states[key]
+        return None
+
+    def _write(self, key: str, state: State, ttl_ms: int | None, now: int) -> None:
+        known = self._states.get(key)
+        expires = now + ttl_ms * 1000 if ttl_ms else FOR_EVER
+        if ttl_ms is None and known is not None:
+            expires = known[1]
+        self._states[key] = (state, expires)
+        if known is not None:
+            self._states.move_to_end(key)
+        else:
+            self._make_room(now)
+
+    def _make_room(self, now: int) -> None:
+        """For a key that is new: drops the two that were written longest ago if their time is over.
+
+        So there are never many more keys than live ones. When there are too many, the oldest one goes all the same.
+        """
         for key in list(islice(self._states, 2)):
             expires = self._states[key][1]
             if expires <= now:
                 del self._states[key]
             elif expires == FOR_EVER:
                 self._states.move_to_end(key)
-
-    def _live(self, key: str, now: int) -> State:
-        state, expires = self._states.get(key, (None, now))
-        return state if expires > now else None
-
-    def _write(self, key: str, state: State, ttl_ms: int | None, now: int) -> None:
-        expires = self._states[key][1] if ttl_ms is None else now + ttl_ms * 1000 if ttl_ms else FOR_EVER
-        self._states[key] = (state, expires)
-        self._states.move_to_end(key)
         if len(self._states) > self._most_keys:
             self._states.popitem(last=False)

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError, ResponseError
 
 from shared_resilience.backends.faults import Fault, StoreError
+from shared_resilience.backends.resp import pack
 from shared_resilience.commands import Argument, Command, Reply
 
-Request = tuple[str, tuple[Argument, ...]]
-"""The key by which a cluster routes the request, and the request."""
+
+class Request:
+    """A request to Redis: its parts, the key by which a cluster routes it, and the bytes that are sent."""
+
+    __slots__ = ("key", "packed", "parts")
+
+    def __init__(self, key: str, *parts: Argument) -> None:
+        self.key = key
+        self.parts = parts
+        self.packed = pack(parts)
+
 
 _GLOB = re.compile(r"([*?\[\]\\])")
 _KEYS_PER_SCAN = 1000
 
 
 class Wire(Protocol):
-    """A way to Redis: sends requests in one go and returns their replies, errors among them as values."""
+    """A way to Redis: sends requests and returns their replies, errors among them as values."""
+
+    def ask(self, request: Request) -> Awaitable[Any]:
+        """The reply, a `ResponseError` if the server refused. Fails with `StoreError` when there is none."""
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
-        """The replies in order, a `ResponseError` for each request that the server refused.
+        """The replies in order to requests that are sent in one go, a `ResponseError` for each that was refused.
 
         Raises `StoreError` when there is no reply to some of them.
         """
@@ -32,6 +45,9 @@ class Wire(Protocol):
 
         They may be dead without showing it, or lead to a server that is no longer the primary. Raises `StoreError`.
         """
+
+    async def close(self) -> None:
+        """Closes the connections of this service; a pool that is the user's gets them back."""
 
 
 class RedisStore:
@@ -44,20 +60,28 @@ class RedisStore:
         self._wire = wire
         self._now_us = now_us
 
+    def ask(self, command: Command[Any]) -> Awaitable[Any]:
+        """What the server answers: a reply, or an error for `refused`. Fails with `StoreError`."""
+        return self._wire.ask(command.request or self._request(command))  # type: ignore[arg-type]  # made by `_request`
+
     async def execute(self, command: Command[Any]) -> Reply:
         """The reply of one command. Raises `StoreError`."""
-        return (await self.execute_all((command,)))[0]
+        reply = await self.ask(command)
+        return await self.refused(command, reply) if isinstance(reply, Exception) else reply
 
     async def execute_all(self, commands: Sequence[Command[Any]]) -> list[Reply]:
         """The replies of several commands, sent in one go. Raises `StoreError` for the first that failed."""
-        requests = [self._request("EVALSHA", command.operation.loaded.sha, command) for command in commands]
-        replies = await self._wire.exchange(requests)
+        if not commands:
+            return []
+        replies = await self._wire.exchange([self._request(command) for command in commands])
         for index, reply in enumerate(replies):
-            if isinstance(reply, NoScriptError):
-                reply = replies[index] = await self._introduce(commands[index])
             if isinstance(reply, Exception):
-                raise StoreError(reply, sent=True) from reply
+                replies[index] = await self.refused(commands[index], reply)
         return replies
+
+    async def close(self) -> None:
+        """As `Wire.close`."""
+        await self._wire.close()
 
     async def reconnect(self) -> None:
         """As `Wire.reconnect`."""
@@ -76,22 +100,31 @@ class RedisStore:
             if cursor == "0":
                 return
 
-    async def _introduce(self, command: Command[Any]) -> Reply | ResponseError:
-        """Runs a script that the server does not know yet; where EVAL is forbidden, by SCRIPT LOAD."""
+    async def refused(self, command: Command[Any], refusal: Exception) -> Reply:
+        """What to do about a refusal: a script that the server does not know yet is introduced to it."""
+        if not isinstance(refusal, NoScriptError) and not str(refusal).startswith("NOSCRIPT"):
+            raise StoreError(refusal, sent=True) from refusal
         script, key = command.operation.loaded, command.keys[0]
-        (reply,) = await self._wire.exchange([self._request("EVAL", script.text, command)])
+        reply = await self._wire.ask(self._run("EVAL", script.text, command))
         if isinstance(reply, ResponseError) and StoreError(reply, sent=True).fault is Fault.CONFIGURATION:
-            await self._ask(key, "SCRIPT LOAD", script.text)
-            (reply,) = await self._wire.exchange([self._request("EVALSHA", script.sha, command)])
-        answer: Reply | ResponseError = reply
-        return answer
+            await self._ask(key, "SCRIPT", "LOAD", script.text)  # all that some users may
+            reply = await self._wire.ask(self._run("EVALSHA", script.sha, command))
+        if isinstance(reply, Exception):
+            raise StoreError(reply, sent=True) from reply
+        return reply  # type: ignore[no-any-return]  # what the server sent
 
-    async def _ask(self, key: str, *request: Argument) -> Any:
-        (reply,) = await self._wire.exchange([(key, request)])
+    async def _ask(self, key: str, *parts: Argument) -> Any:
+        reply = await self._wire.ask(Request(key, *parts))
         if isinstance(reply, Exception):
             raise StoreError(reply, sent=True) from reply
         return reply
 
-    def _request(self, verb: str, script: str, command: Command[Any]) -> Request:
+    def _request(self, command: Command[Any]) -> Request:
+        request = self._run("EVALSHA", command.operation.loaded.sha, command)
+        if self._now_us is None:
+            command.request = request
+        return request
+
+    def _run(self, verb: str, script: str, command: Command[Any]) -> Request:
         now = "" if self._now_us is None else self._now_us()
-        return command.keys[0], (verb, script, len(command.keys), *command.keys, *command.args, now)
+        return Request(command.keys[0], verb, script, len(command.keys), *command.keys, *command.args, now)

@@ -6,6 +6,9 @@ was lost, and the user's client may be set up to do so ten times. Connecting, AU
 
 from __future__ import annotations
 
+import os
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -14,16 +17,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from shared_resilience.backends.channels import Channel, Stale, channel_on
 from shared_resilience.backends.faults import FOREIGN, StoreError
 from shared_resilience.backends.redis import Request
+from shared_resilience.commands import Argument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 T = TypeVar("T")
+MOST_IDLE = 64
+"""Connections that wait for the next caller."""
+
 _ours: ContextVar[bool] = ContextVar("shared_resilience_connects", default=False)
 
 
@@ -67,47 +74,111 @@ class PoliteRetry(Retry):
 
 
 class PoolWire:
-    """One server, or a primary that Sentinel names, through a connection pool of redis-py.
+    """One server, or a primary that Sentinel names, through connections from a pool of redis-py.
 
-    A user's pool keeps its own timeouts for its own commands; a reply to ours is waited for `command_timeout` at most.
+    The connections that callers have used wait here for the next ones, the last one first: as many as there were
+    callers at once, up to `MOST_IDLE`. A user's pool keeps its own timeouts, and three quarters of its connections.
     """
 
     def __init__(self, pool: redis.ConnectionPool, command_timeout: float, theirs: bool) -> None:
         self._pool = pool
-        self._patience = command_timeout if theirs else None
+        self._patience = command_timeout
+        self._theirs = theirs
+        self._most_idle = min(MOST_IDLE, pool.max_connections // 4 if theirs else MOST_IDLE)
         if theirs and (retry := pool.connection_kwargs.get("retry")) and not isinstance(retry, PoliteRetry):
             pool.set_retry(PoliteRetry(retry))
+        self._idle: deque[Channel] = deque()
+        weakref.finalize(self, _give_back_all, pool, self._idle).atexit = False
+        _wires.add(self)
+
+    async def ask(self, request: Request) -> Any:
+        return self._exchange(request.packed, 1)[0]
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
+        return self._exchange(b"".join([request.packed for request in requests]), len(requests))
+
+    def _exchange(self, data: bytes, count: int) -> list[Any]:
+        """Asks on a channel that nobody else uses meanwhile. Raises `StoreError`."""
+        while True:
+            try:
+                channel = self._idle.pop()
+            except IndexError:
+                channel = self._open()
+            try:
+                replies = channel.exchange(data, count)
+            except Stale:
+                self._drop(channel)
+                continue
+            except FOREIGN as error:
+                self._drop(channel)
+                raise StoreError(error, sent=True) from error
+            except BaseException:
+                self._drop(channel)
+                raise
+            self._keep(channel)
+            return replies
+
+    def _open(self) -> Channel:
         try:
             with once():
                 connection: Any = self._pool.get_connection()
+            return channel_on(connection, self._patience)
         except FOREIGN as error:
             raise StoreError(error, sent=False) from error
-        try:
-            connection.send_packed_command(
-                connection.pack_commands([request for _, request in requests]), check_health=False
-            )
-            return [self._read(connection) for _ in requests]
-        except BaseException as error:
-            connection.disconnect()  # a reply that is still to come must never answer a later request
-            if isinstance(error, FOREIGN):
-                raise StoreError(error, sent=True) from error
-            raise
-        finally:
-            self._pool.release(connection)
 
-    def _read(self, connection: Any) -> Any:
-        if self._patience is not None and not connection.can_read(self._patience):
-            raise RedisTimeoutError(f"no reply within {self._patience} s")
-        try:
-            return connection.read_response()
-        except ResponseError as refusal:
-            return refusal
+    def _keep(self, channel: Channel) -> None:
+        if len(self._idle) < self._most_idle:
+            self._idle.append(channel)
+        else:
+            _give_back(self._pool, channel)
+
+    def _drop(self, channel: Channel) -> None:
+        """Ends a channel: a reply that is still to come must never answer a later request."""
+        channel.connection.disconnect()
+        self._pool.release(channel.connection)
 
     async def reconnect(self) -> None:
+        self._drop_all()
         with suppress(TypeError):  # a BlockingConnectionPool before redis-py 6 cannot spare connections in use
             self._pool.disconnect(inuse_connections=False)
+
+    async def close(self) -> None:
+        if self._theirs:
+            _give_back_all(self._pool, self._idle)
+        else:
+            self._drop_all()
+            self._pool.disconnect()
+
+    def _drop_all(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._drop(self._idle.pop())
+
+    def after_fork(self) -> None:
+        """In a child: what waits here is the parent's. The pool sees to itself."""
+        self._idle.clear()
+
+
+def _give_back(pool: redis.ConnectionPool, channel: Channel) -> None:
+    channel.let_go()
+    pool.release(channel.connection)
+
+
+def _give_back_all(pool: redis.ConnectionPool, idle: deque[Channel]) -> None:
+    with suppress(IndexError):
+        while True:
+            _give_back(pool, idle.pop())
+
+
+_wires: weakref.WeakSet[PoolWire] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for wire in list(_wires):
+        wire.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class ClusterWire:
@@ -116,20 +187,29 @@ class ClusterWire:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    async def exchange(self, requests: Sequence[Request]) -> list[Any]:
-        return [self._send(key, request) for key, request in requests]
-
-    def _send(self, key: str, request: tuple[Any, ...]) -> Any:
+    async def ask(self, request: Request) -> Any:
         try:
-            node = self._client.get_node_from_key(key)
-            return self._client.execute_command(*request, target_nodes=node)
+            node = self._client.get_node_from_key(request.key)
+            return self._client.execute_command(*joined(request), target_nodes=node)
         except ResponseError as refusal:
             return refusal
         except FOREIGN as error:
             raise StoreError(error, sent=True) from error
+
+    async def exchange(self, requests: Sequence[Request]) -> list[Any]:
+        return [await self.ask(request) for request in requests]
 
     async def reconnect(self) -> None:
         try:
             self._client.nodes_manager.initialize()
         except FOREIGN as error:
             raise StoreError(error, sent=False) from error
+
+    async def close(self) -> None:
+        """The client is the user's."""
+
+
+def joined(request: Request) -> tuple[Argument, ...]:
+    """The parts as redis-py wants them: a command of two words is one part."""
+    first, second, *rest = request.parts
+    return (f"{first} {second}", *rest) if first == "SCRIPT" else request.parts

@@ -1,11 +1,11 @@
-"""The asyncio ways to Redis: as `wires`, with a pool per event loop and a total deadline per exchange."""
+"""The asyncio ways to Redis: as `wires`, with a connection per event loop and a deadline per request."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from redis import asyncio as async_redis
 from redis.asyncio.retry import Retry
@@ -14,7 +14,8 @@ from redis.exceptions import RedisClusterException, ResponseError
 
 from shared_resilience.backends.faults import FOREIGN, StoreError
 from shared_resilience.backends.redis import Request
-from shared_resilience.backends.wires import is_ours, once
+from shared_resilience.backends.stream import Stream
+from shared_resilience.backends.wires import is_ours, joined, once
 
 T = TypeVar("T")
 Pool = async_redis.ConnectionPool
@@ -44,50 +45,149 @@ class AsyncPoliteRetry(Retry):
 
 
 class AsyncPoolWire:
-    """One server through pools of redis-py: a connection belongs to the event loop that made it."""
+    """One server through pools of redis-py; each event loop has one connection, on which all its tasks ask.
 
-    def __init__(self, pool_for: Callable[[], Pool], command_timeout: float) -> None:
-        self._pool_for = pool_for
+    More connections were slower: they share the same core of Redis, and a larger batch costs less per command.
+    """
+
+    def __init__(self, pools: Pools, command_timeout: float) -> None:
+        self._pools = pools
         self._patience = command_timeout
+        self._ways: dict[Loop, Way] = {}
+        self._openings: dict[Loop, asyncio.Task[Way]] = {}
+
+    def ask(self, request: Request) -> Awaitable[Any]:
+        way = self._ways.get(asyncio.get_running_loop())
+        if way is None or way.lost is not None:
+            return self._ask_anew(request)
+        return way.ask(request.packed)
+
+    async def _ask_anew(self, request: Request) -> Any:
+        return await (await self._open()).ask(request.packed)
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
-        pool: Any = self._pool_for()
+        way = self._ways.get(asyncio.get_running_loop())
+        if way is None or way.lost is not None:
+            way = await self._open()
+        replies = await asyncio.gather(*(way.ask(request.packed) for request in requests), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, StoreError):
+                raise reply
+        return replies
+
+    async def _open(self) -> Way:
+        """The way of this loop. Whoever comes first has it made, by a task that no cancelled caller takes along."""
+        loop = asyncio.get_running_loop()
+        opening = self._openings.get(loop)
+        if opening is None or opening.done():
+            opening = self._openings[loop] = loop.create_task(self._make(loop), name="shared_resilience-connect")
+            opening.add_done_callback(self._opened)
+        return await asyncio.shield(opening)
+
+    def _opened(self, opening: asyncio.Task[Way]) -> None:
+        self._openings.pop(opening.get_loop(), None)
+        if not opening.cancelled():
+            opening.exception()  # nobody may be left to see it
+
+    async def _make(self, loop: Loop) -> Way:
+        for other in [other for other in self._ways if other.is_closed()]:
+            del self._ways[other]
+        await self._retire(loop)
+        pool = self._pools.of_this_loop()
         try:
             with once():
                 connection = await pool.get_connection()
         except FOREIGN as error:
             raise StoreError(error, sent=False) from error
+        transport = getattr(getattr(connection, "_writer", None), "transport", None)
+        way: Way
+        if self._pools.spare_one and hasattr(transport, "set_protocol") and str(connection.protocol) == "2":
+            way = Stream(connection, transport, self._patience)  # type: ignore[arg-type]  # a transport by its methods
+        else:
+            await pool.release(connection)
+            way = Borrowed(pool, self._patience)
+        self._ways[loop] = way
+        return way
+
+    async def _retire(self, loop: Loop) -> None:
+        """Gives the connection of this loop back to its pool, closed."""
+        way = self._ways.pop(loop, None)
+        if isinstance(way, Stream):
+            way.close()
+            await way.connection.disconnect(nowait=True)
+            await self._pools.of_this_loop().release(way.connection)
+
+    async def reconnect(self) -> None:
+        await self._retire(asyncio.get_running_loop())
+        await self._pools.of_this_loop().disconnect(inuse_connections=False)
+
+    async def close(self) -> None:
+        await self._retire(asyncio.get_running_loop())
+        await self._pools.close()
+
+
+class Way(Protocol):
+    """How the tasks of one event loop ask."""
+
+    lost: Exception | None
+
+    def ask(self, data: bytes) -> Awaitable[Any]:
+        """The reply to a request. Fails with `StoreError`."""
+
+
+class Borrowed:
+    """A connection from the pool for each request: for pools that cannot spare one, and for RESP3."""
+
+    lost: Exception | None = None
+
+    def __init__(self, pool: Any, patience: float) -> None:
+        self._pool = pool
+        self._patience = patience
+
+    async def ask(self, data: bytes) -> Any:
+        try:
+            with once():
+                connection = await self._pool.get_connection()
+        except FOREIGN as error:
+            raise StoreError(error, sent=False) from error
         try:
             async with asyncio.timeout(self._patience):
-                packed = connection.pack_commands([request for _, request in requests])
-                await connection.send_packed_command(packed, check_health=False)
-                return [await self._read(connection) for _ in requests]
+                await connection.send_packed_command([data], check_health=False)
+                return await connection.read_response()
+        except ResponseError as refusal:
+            return refusal
         except BaseException as error:
             await connection.disconnect(nowait=True)  # a late reply must never answer a later request
             if isinstance(error, FOREIGN):
                 raise StoreError(error, sent=True) from error
             raise
         finally:
-            await pool.release(connection)
+            await self._pool.release(connection)
 
-    async def _read(self, connection: Any) -> Any:
-        try:
-            return await connection.read_response()
-        except ResponseError as refusal:
-            return refusal
 
-    async def reconnect(self) -> None:
-        await self._pool_for().disconnect(inuse_connections=False)
+class Pools(Protocol):
+    """Where the connections of an event loop come from."""
+
+    spare_one: bool
+    """Whether one connection may be kept for good."""
+
+    def of_this_loop(self) -> Any:
+        """The pool of the running event loop."""
+
+    async def close(self) -> None:
+        """Closes what is ours."""
 
 
 class OwnPools:
     """Pools of our own: one for each event loop that lives."""
 
+    spare_one = True
+
     def __init__(self, make: Callable[[], Pool]) -> None:
         self._make = make
         self._pools: weakref.WeakKeyDictionary[Loop, Pool] = weakref.WeakKeyDictionary()
 
-    def __call__(self) -> Pool:
+    def of_this_loop(self) -> Pool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
@@ -105,13 +205,14 @@ class UsersPool:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self.spare_one = pool.max_connections >= 4
         self._loop: weakref.ref[Loop] | None = None
         if (retry := pool.connection_kwargs.get("retry")) and not isinstance(retry, AsyncPoliteRetry):
             polite = AsyncPoliteRetry(retry)
             pool.connection_kwargs["retry"] = polite  # set_retry reaches existing connections only
             pool.set_retry(polite)
 
-    def __call__(self) -> Pool:
+    def of_this_loop(self) -> Pool:
         loop = asyncio.get_running_loop()
         before = self._loop() if self._loop else None
         if before is not loop:
@@ -120,6 +221,9 @@ class UsersPool:
             self._loop = weakref.ref(loop)
         pool: Pool = self._pool
         return pool
+
+    async def close(self) -> None:
+        """The pool is the user's."""
 
 
 class AsyncClusterWire:
@@ -130,15 +234,15 @@ class AsyncClusterWire:
         self._patience = command_timeout
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
-        return [await self._send(key, request) for key, request in requests]
+        return [await self.ask(request) for request in requests]
 
-    async def _send(self, key: str, request: tuple[Any, ...]) -> Any:
+    async def ask(self, request: Request) -> Any:
         sent = False
         try:
-            node = await self._node(key)
+            node = await self._node(request.key)
             sent = True
             async with asyncio.timeout(self._patience):
-                return await self._client.execute_command(*request, target_nodes=node)
+                return await self._client.execute_command(*joined(request), target_nodes=node)
         except ResponseError as refusal:
             return refusal
         except FOREIGN as error:
@@ -156,3 +260,6 @@ class AsyncClusterWire:
             await self._client.nodes_manager.initialize()
         except FOREIGN as error:
             raise StoreError(error, sent=False) from error
+
+    async def close(self) -> None:
+        """The client is the user's."""

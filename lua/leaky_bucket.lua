@@ -1,0 +1,6 @@
+-- Takes `cost` from limits that are all leaky buckets, all or nothing.
+-- Twin: shared_resilience.limits.take
+--
+-- KEYS, ARGV and reply as rate_limiter.lua
+--- @include "leaky_bucket"
+--- @include "take"

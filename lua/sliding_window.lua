@@ -1,0 +1,6 @@
+-- Takes `cost` from limits that are all sliding windows, all or nothing.
+-- Twin: shared_resilience.limits.take
+--
+-- KEYS, ARGV and reply as rate_limiter.lua
+--- @include "sliding_window"
+--- @include "take"
