@@ -42,11 +42,15 @@ class Fleet:
     def __init__(self, store: Lane, prefix: str, config: CircuitBreakerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = ManualClock()
         self.runtimes = [runtime_on(store, prefix, self.clock) for _ in range(2)]
-        services = [ResilienceService._of(runtime) for runtime in self.runtimes]
-        self.breakers = [service.get_or_create_circuit_breaker("payments", config) for service in services]
+        self.services = [ResilienceService._of(runtime) for runtime in self.runtimes]
+        self.breakers = [service.get_or_create_circuit_breaker("payments", config) for service in self.services]
         for runtime in self.runtimes:
             monkeypatch.setattr(runtime.process.guard, "launch", lambda start: None)
             runtime.backends.blocking.__dict__["_warned"] = True
+
+    def close(self) -> None:
+        for service in self.services:
+            service.close()
 
     def lose_redis(self, which: int) -> None:
         self.runtimes[which].process.guard.usable = False
@@ -70,8 +74,10 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(store: Lane, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Fleet:
-    return Fleet(store, prefix, CONFIG, monkeypatch)
+def fleet(store: Lane, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+    fleet = Fleet(store, prefix, CONFIG, monkeypatch)
+    yield fleet
+    fleet.close()
 
 
 def test_a_process_alone_opens_its_circuit_by_its_own_failures(fleet: Fleet) -> None:
@@ -87,8 +93,10 @@ def test_alone_there_is_no_quorum(store: Lane, prefix: str, monkeypatch: pytest.
     assert all(fleet.passes(which) for which in range(2))
     fleet.lose_redis(0)
     fleet.fail(0, 5)
+    passes = fleet.passes(0)
+    fleet.close()
 
-    assert not fleet.passes(0)
+    assert not passes
 
 
 def test_a_process_alone_recovers_by_probes_of_its_own(fleet: Fleet) -> None:

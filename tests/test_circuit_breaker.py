@@ -8,7 +8,7 @@ import math
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import Api, Lane, runtime_on
@@ -629,8 +629,17 @@ def test_a_call_that_began_before_a_fork_tells_nothing_in_the_child(api: Api) ->
 # Two processes on one server.
 
 
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    while Two.made:
+        Two.made.pop().close()
+
+
 class Two:
     """Two processes of one fleet."""
+
+    made: ClassVar[list[ResilienceService]] = []
 
     def __init__(self, store: Lane, prefix: str, config: CircuitBreakerConfig = CONFIG) -> None:
         self.clock = ManualClock()
@@ -640,6 +649,7 @@ class Two:
             runtime = runtime_on(store, prefix, self.clock)
             runtime.process.events.add([heard.append])
             self.services.append(ResilienceService._of(runtime))
+        self.made.extend(self.services)
         self.breakers = [service.get_or_create_circuit_breaker("payments", config) for service in self.services]
 
     def fail(self, which: int, times: int = 1) -> None:
