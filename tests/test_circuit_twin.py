@@ -25,7 +25,7 @@ FAMILIES: dict[str, list[CircuitBreakerConfig]] = {
     "defaults": [CircuitBreakerConfig()],
     "quick": [
         CircuitBreakerConfig(
-            2, 0.5, 0.1, success_threshold=2, timeout_seconds=0.05, open_multiplier=1.5, max_open_seconds=0.3,
+            2, 0.5, 0.1, success_threshold=2, timeout_seconds=0.05, open_multiplier=1.5, max_open_seconds=3,
             half_open_max_calls=2, probe_lease=0.02,
         ),
         CircuitBreakerConfig(3, 0.4, 3, 5, timeout_seconds=1, jitter=1, half_open_max_calls=1, probe_lease=1),
@@ -36,9 +36,34 @@ FAMILIES: dict[str, list[CircuitBreakerConfig]] = {
             success_threshold=1, half_open_max_calls=4,
         ),
         CircuitBreakerConfig(1, 0, 60, min_workers=20, timeout_seconds=2, max_open_seconds=2, jitter=0.5),
+        CircuitBreakerConfig(9, window=5, slow_call_seconds=1, slow_call_rate=1, timeout_seconds=2),
+    ],
+    "a crowd": [
+        CircuitBreakerConfig(10**6, window=1),
+        CircuitBreakerConfig(10**6, window=3, min_workers=18),
     ],
 }  # fmt: skip
-VALUES = ["1", "2", "3", "0.5", "0.25", "0", "100", "0.1", "101", "1.5", "86400", "nan", "0x10", "seven", ""]
+VALUES = [
+    "1",
+    "2",
+    "3",
+    "0.5",
+    "0.25",
+    "0",
+    "100",
+    "0.1",
+    "101",
+    "1.5",
+    "86400",
+    "nan",
+    "1000000001",
+    "86401",
+    "1001",
+    "0.100005",
+    "0x10",
+    "seven",
+    "",
+]
 DAMAGE = ["", "open", "half_open", "broken", "forced_open", "forced_closed", "metrics_only"]
 DAMAGE += ["0", "7", "nan", "1.5", "a+1", "5+0", "9000000000000000+5"]
 FIELDS = ["state", "mode", "generation", "retry_at_us", "open_for_us", "opened_at_us", "backoff_us", "trips"]
@@ -67,6 +92,7 @@ class History:
         self.client = lane.client
         self.source = random.Random(f"{family} {seed}")
         self.configs = FAMILIES[family]
+        self.crowded = family == "a crowd"
         stem = f"circuit:{{{next(_numbers)}}}"
         self.keys = (f"{stem}:overrides", f"{stem}:breaker", f"{stem}:workers")
         self.now = 1_763_880_000_000_000
@@ -84,9 +110,18 @@ class History:
 
     def foresee(self, number: int) -> History:
         for _ in range(number):
-            self.now = max(1, self.now + elapsed(self.source))
+            self.now = max(1, self.now + (self.source.randint(0, 200_000) if self.crowded else elapsed(self.source)))
             self.take(self.command())
         return self
+
+    def then(self, elapsed_us: int, command: Command[Any]) -> History:
+        """One step of one's own."""
+        self.now += elapsed_us
+        self.take(command)
+        return self
+
+    def told(self, config: CircuitBreakerConfig, *counts: int, worker: str = "w") -> Command[Any]:
+        return Command(EVIDENCE, self.keys, (*config.arguments(), worker, self.generations[-1], *counts, 0))
 
     def take(self, command: Command[Any]) -> list[Any]:
         before = tuple(map(self.states.get, command.keys))
@@ -119,7 +154,7 @@ class History:
         return self.source.choice(self.configs).arguments()
 
     def worker(self) -> str:
-        return f"w{min(int(self.source.expovariate(0.3)), 40)}"
+        return f"w{min(int(self.source.expovariate(0.03 if self.crowded else 0.3)), 40)}"
 
     def generation(self) -> int:
         return self.source.choice([self.generations[-1]] * 12 + self.generations)
@@ -199,7 +234,7 @@ def test_script_and_twin_agree_over_a_hundred_thousand_random_steps(store: Lane,
         History(store, family, seed).foresee(BATCH).compare()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["defaults", "quick", "slow and in company"])
 def test_the_random_histories_visit_every_state_and_every_transition(store: Lane, family: str) -> None:
     seen = set()
     for seed in range(20):
@@ -208,3 +243,57 @@ def test_the_random_histories_visit_every_state_and_every_transition(store: Lane
         seen |= set(itertools.pairwise(states))
 
     assert {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")} <= seen
+
+
+WINDOW = CircuitBreakerConfig(100)
+
+
+def test_script_and_twin_agree_on_when_a_slot_leaves_the_window(store: Lane) -> None:
+    for age in (10_999_999, 11_000_000, 11_000_001, 20_999_999, 21_000_000):
+        history = History(store, "defaults", 0)
+        history.then(0, history.told(WINDOW, 0, 0, 0)).then(0, history.told(WINDOW, 3, 1, 1))
+        history.then(age, history.told(CircuitBreakerConfig(100, window=20), 0, 0, 0))
+        history.then(0, history.told(WINDOW, 0, 0, 0)).then(0, history.told(WINDOW, 1, 0, 0)).compare()
+
+
+def test_script_and_twin_agree_on_when_a_failing_worker_leaves_the_window(store: Lane) -> None:
+    for age in (9_999_999, 10_000_000, 10_000_001):
+        history = History(store, "defaults", 0)
+        history.then(0, history.told(WINDOW, 0, 0, 0)).then(0, history.told(WINDOW, 1, 1, 0))
+        history.then(age, history.told(WINDOW, 0, 0, 0)).then(0, history.told(WINDOW, 1, 1, 0)).compare()
+
+
+def test_an_override_of_a_rate_means_what_it_says(store: Lane) -> None:
+    config = CircuitBreakerConfig(10**9, minimum_calls=1, slow_call_seconds=1, slow_call_rate=1)
+    history = History(store, "defaults", 0)
+    history.then(0, Command(OVERRIDE, history.keys[:1], ("breaker.slow_call_rate", "0.5")))
+    history.then(0, history.told(config, 0, 0, 0)).then(0, history.told(config, 2_000_000, 0, 1_000_000)).compare()
+
+    assert history.expected[-1][2] == "open"
+
+
+def test_a_closed_circuit_lives_for_a_day_and_an_open_one_beyond_its_end(store: Lane) -> None:
+    history = History(store, "defaults", 0)
+    left = []
+    for failures in (0, 5):
+        config = CircuitBreakerConfig(jitter=0)
+        history.then(0, history.told(config, failures, failures, 0))
+        history.times[:] = history.asked
+        step(history.redis.execute(history.commands[-1]))
+        left.append(history.client.pttl(history.keys[1]))
+
+    assert 86_399_000 < left[0] <= 86_400_000
+    assert 86_459_000 < left[1] <= 86_460_000
+
+
+def test_a_mode_that_is_set_by_hand_holds_and_takes_the_end_from_the_hash(store: Lane) -> None:
+    history = History(store, "defaults", 0)
+    told = history.told(CircuitBreakerConfig(), 0, 0, 0)
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False), lambda: history.now)
+    generation = comparable(step(redis_store.execute(told)))[4]
+    history.client.hset(history.keys[1], "mode", "metrics_only")
+    history.generations.append(generation)
+    view = comparable(step(redis_store.execute(history.told(CircuitBreakerConfig(), 9, 9, 0))))
+
+    assert (view[0], view[2], view[3], view[8]) == (1, "closed", "metrics_only", 9)
+    assert history.client.pttl(history.keys[1]) == -1
