@@ -51,7 +51,9 @@ class Place:
 
     def __init__(self) -> None:
         self.server = Server(str(binary_of("valkey"))).start()
-        self.pool = redis.ConnectionPool(port=self.server.port, protocol=2, socket_timeout=PATIENCE)
+        self.pool = redis.ConnectionPool(
+            port=self.server.port, protocol=2, socket_timeout=PATIENCE, max_connections=5000
+        )  # what a test leaves open is closed when it is collected
         self.lane = Lane(self.pool, lambda: NotImplemented)
         self.sent = {name: scripts.load(name) for name in scripts.names()}
         self.asked: set[str] = set()
