@@ -220,7 +220,7 @@ class Breaker(Component):
             fields["mode"] = view.mode
         elif view.state != "closed":
             now, left = self._process.local.now_us(), round(view.retry_after * MILLIONTHS)
-            fields |= {"state": "open", "trips": str(view.trips), "opened_at_us": str(now)}
+            fields |= {"state": "open", "trips": str(view.trips)}
             fields |= {"retry_at_us": str(now + left), "open_for_us": str(left)}
         self._process.local.put(self.resource.keys.breaker, fields)
 
@@ -257,7 +257,6 @@ class Breaker(Component):
 
     async def force(self, backend: Backend, mode: str) -> None:
         """Forces a mode on the fleet, "" ends it. Raises `StoreUnavailableError`."""
-        self._held_until = -math.inf
         await self.evidence.run(backend, self._command(CONTROL, mode), "raise")
 
     async def stats(self, backend: Backend) -> dict[str, object]:

@@ -91,6 +91,8 @@ def test_a_process_alone_opens_its_circuit_by_its_own_failures(fleet: Fleet) -> 
 def test_alone_there_is_no_quorum(store: Lane, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(store, prefix, CircuitBreakerConfig(jitter=0, min_workers=2), monkeypatch)
     assert all(fleet.passes(which) for which in range(2))
+    fleet.clock.advance(1)
+    fleet.passes(0)
     fleet.lose_redis(0)
     fleet.fail(0, 5)
     passes = fleet.passes(0)
@@ -175,10 +177,43 @@ def test_what_was_seen_alone_is_reported_once(fleet: Fleet) -> None:
     fleet.fail(0, 2)
     fleet.find_redis(0)
     for _ in range(10):
-        fleet.passes(0)
+        assert fleet.passes(0)
         fleet.clock.advance(0.2)
 
     assert fleet.seen(1) == 2
+
+
+def test_what_opened_a_circuit_alone_is_reported_while_it_is_in_the_window(fleet: Fleet) -> None:
+    assert all(fleet.passes(which) for which in range(2))
+    fleet.lose_redis(0)
+    fleet.fail(0, 5)
+    fleet.clock.advance(5)
+    fleet.find_redis(0)
+    for _ in range(2):
+        fleet.clock.advance(1.0)
+        fleet.passes(0)
+
+    assert not fleet.passes(1)
+
+
+def test_a_reopening_alone_is_the_next_in_the_row_of_the_fleet(fleet: Fleet) -> None:
+    fleet.fail(0, 5)
+    fleet.lose_redis(0)
+    fleet.clock.advance(61)
+    fleet.fail(0)
+
+    assert fleet.breakers[0].get_stats()["trips"] == 2
+
+
+def test_a_forced_mode_of_the_fleet_ends_what_a_process_holds_from_an_outage(fleet: Fleet) -> None:
+    fleet.lose_redis(0)
+    fleet.fail(0, 5)
+    fleet.breakers[1].force_closed()
+    fleet.find_redis(0)
+    fleet.clock.advance(1)
+    fleet.passes(0)
+
+    assert fleet.passes(0)
 
 
 def test_a_failure_that_finds_redis_back_is_not_lost(fleet: Fleet) -> None:

@@ -237,7 +237,7 @@ def test_no_more_probes_than_allowed_are_in_flight(api: Api) -> None:
     leave(api, guards[0])
     breaker.succeed()
 
-    assert refused.retry_after <= 0.1
+    assert 0 < refused.retry_after <= 0.1
     assert breaker.state == "half_open"
     leave(api, guards[1])
     assert breaker.state == "closed"
@@ -355,6 +355,24 @@ def test_a_slow_probe_has_failed_if_there_is_a_slow_call_rate(api: Api) -> None:
     breaker.succeed()
 
     assert breaker.state == "open"
+
+
+def test_a_quick_probe_has_succeeded_and_a_slow_one_too_where_no_rate_is_asked_for(api: Api) -> None:
+    quick = Breaker(api, CircuitBreakerConfig(jitter=0, slow_call_seconds=2, slow_call_rate=0.5)).half_open(probes=3)
+    slow = Breaker(api, CircuitBreakerConfig(jitter=0, slow_call_seconds=2), name="search").half_open()
+    slow.dependency.seconds = 2.0
+    slow.succeed(3)
+
+    assert (quick.state, slow.state) == ("closed", "closed")
+
+
+def test_a_slow_probe_that_is_cancelled_has_not_failed(api: Api) -> None:
+    breaker = Breaker(api, CircuitBreakerConfig(jitter=0, slow_call_seconds=2, slow_call_rate=0.5)).half_open()
+    guard = enter(api, breaker)
+    api.clock.advance(3)
+    leave(api, guard, KeyboardInterrupt())
+
+    assert breaker.state == "half_open"
 
 
 def test_shadow_mode_refuses_nothing_and_tells_what_would_have_been(api: Api, events: list[Event]) -> None:
@@ -511,6 +529,57 @@ def test_events_tell_of_each_change_with_the_evidence(api: Api, events: list[Eve
     assert opened["observed"] is False
 
 
+def test_a_reopening_names_the_worker_whose_probe_failed(api: Api, events: list[Event]) -> None:
+    Breaker(api).half_open().fail()
+
+    opened = events[-1].details
+    assert (opened["calls"], opened["failures"], opened["trips"]) == (1, 1, 2)
+    assert opened["workers"] == (api.runtime.process.heartbeat.worker_id,)
+
+
+OF_A_CHANGE = {"mode", "shadow", "generation", "retry_after", "calls", "failures", "slow_calls", "workers", "trips"}
+OF_A_CHANGE |= {"source"}
+
+
+def test_statistics_and_events_have_these_fields(api: Api, events: list[Event]) -> None:
+    breaker = Breaker(api)
+    before = breaker.breaker._core.known()
+    breaker.half_open(probes=1)
+    half_open = breaker.stats()
+    breaker.fail()
+    opened = breaker.stats()
+    for _ in range(4):
+        breaker.refusal()
+    api.clock.advance(1)
+    breaker.refusal()
+    api(breaker.breaker.force_open())
+    forced = breaker.stats()
+
+    always = {"state", "mode", "config", "overrides", "local", "fleet", "live_workers"}
+    assert set(before) == always
+    assert set(opened) == always | OF_A_CHANGE | {"probes", "successes"}
+    assert all(set(event.details) == OF_A_CHANGE | {"observed"} for event in events)
+    assert (before["state"], before["mode"], half_open["successes"], half_open["workers"]) == (
+        "closed",
+        None,
+        1,
+        opened["workers"],
+    )
+    assert opened["retry_after"] == pytest.approx(120)
+    assert forced["retry_after"] is None
+    assert (forced["local"]["breaker.refused"], forced["local"]["breaker.probes"]) == (5, 2)
+    assert events[0].details["retry_after"] == pytest.approx(60)
+
+
+def test_statistics_show_the_overrides_of_the_breaker_alone(api: Api) -> None:
+    api.service.get_or_create_rate_limiter("payments", TokenBucket(10, 1))
+    breaker = Breaker(api)
+    api(api.service.set_override("payments", "breaker.window", 20))
+    api(api.service.set_override("payments", "limit.token_bucket.capacity", 20))
+
+    assert breaker.stats()["overrides"] == {"breaker.window": "20.000000"}
+
+
 def test_statistics_hold_the_circuit_the_counters_and_the_numbers(api: Api) -> None:
     breaker = Breaker(api)
     breaker.succeed(3)
@@ -613,6 +682,32 @@ def test_failures_wait_for_the_next_sync_only_while_they_are_under_half_of_the_r
     sent = [counting.of(breaker.fail) for _ in range(5)]
 
     assert sent == [0, 0, 0, 0, 1]  # 5 of 19 is a quarter
+
+
+def test_a_failure_is_told_at_once_from_half_of_the_rate_on(api: Api) -> None:
+    sent = []
+    for successes in (3, 4):
+        breaker = Breaker(api, name=f"after {successes}")
+        breaker.succeed(successes)
+        sent.append(Counting(api).of(breaker.fail))
+
+    assert sent == [1, 0]
+
+
+def test_a_failure_that_can_open_nothing_is_told_with_the_next_sync(api: Api) -> None:
+    measured, shadow, late = (
+        Breaker(api),
+        Breaker(api, CircuitBreakerConfig(shadow=True), "shadow"),
+        Breaker(api, CONFIG, "late"),
+    )
+    api(measured.breaker.metrics_only())
+    shadow.fail(5)
+    guard = enter(api, late)
+    api(late.breaker.reset())
+    counting = Counting(api)
+
+    assert [counting.of(measured.fail), counting.of(shadow.fail)] == [0, 0]
+    assert counting.of(lambda: leave(api, guard, DownError())) == 0
 
 
 def test_a_call_that_began_before_a_fork_tells_nothing_in_the_child(api: Api) -> None:
