@@ -256,6 +256,22 @@ def test_script_and_twin_agree_on_when_a_slot_leaves_the_window(store: Lane) -> 
         history.then(0, history.told(WINDOW, 0, 0, 0)).then(0, history.told(WINDOW, 1, 0, 0)).compare()
 
 
+def test_script_and_twin_agree_on_when_a_slot_leaves_the_smaller_window_of_a_reader(store: Lane) -> None:
+    reader = CircuitBreakerConfig(100, window=5)
+    for age in (5_999_999, 6_000_000, 6_000_001):
+        history = History(store, "defaults", 0)
+        history.then(0, history.told(WINDOW, 0, 0, 0)).then(0, history.told(WINDOW, 3, 1, 1))
+        history.then(age, history.told(reader, 0, 0, 0)).compare()
+
+
+def test_script_and_twin_agree_on_when_the_open_time_is_over(store: Lane) -> None:
+    config = CircuitBreakerConfig(1, timeout_seconds=1)
+    for age in (999_999, 1_000_000):
+        history = History(store, "defaults", 0)
+        history.then(0, history.told(config, 0, 0, 0)).then(0, history.told(config, 1, 1, 0))
+        history.then(age, Command(PROBE, history.keys[:2], (*config.arguments(), "t"))).compare()
+
+
 def test_script_and_twin_agree_on_when_a_failing_worker_leaves_the_window(store: Lane) -> None:
     for age in (9_999_999, 10_000_000, 10_000_001):
         history = History(store, "defaults", 0)
