@@ -6,7 +6,10 @@ BIN := .venv/bin
 ONLY ?=
 LIMIT ?=
 
-.PHONY: help demo test test-quick test-oldest mutants lint clean
+# For a look: make bench BENCH="--quick", or BENCH="--only trips:bucket --runs 1"
+BENCH ?=
+
+.PHONY: help demo test test-quick test-oldest mutants bench soak lint clean
 
 help:
 	@echo "make demo         a fleet of processes shares one limit, before your eyes (REDIS_URL, or an embedded server)"
@@ -14,6 +17,8 @@ help:
 	@echo "make test-quick   without servers, in seconds"
 	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
 	@echo "make mutants      small mistakes in scripts and core, which the tests must find (ONLY=file, LIMIT=number)"
+	@echo "make bench        what decisions cost, beside other libraries; writes docs/performance.md (BENCH=options)"
+	@echo "make soak         three million decisions, whose counts must be exact and whose memory must stay flat"
 	@echo "make lint         ruff, mypy --strict, luacheck on the composed scripts"
 
 .venv/.installed: pyproject.toml
@@ -50,6 +55,16 @@ test-oldest: .venv-oldest/.installed
 
 mutants: .venv/.mutants
 	PYTHONPATH=.:tests $(BIN)/python -m mutation $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit $(LIMIT))
+
+.venv/.bench: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	@touch $@
+
+bench: .venv/.bench
+	PYTHONPATH=.:tests $(BIN)/python -m benchmarks $(BENCH)
+
+soak: .venv/.bench
+	PYTHONPATH=.:tests $(BIN)/python -m benchmarks.soak
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

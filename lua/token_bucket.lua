@@ -11,7 +11,8 @@ do
   local cost, max_delay, size = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[6])
   local refill, per = tonumber(ARGV[7]), tonumber(ARGV[8])
   local usual = #KEYS == 2 and ARGV[2] == "1" and ARGV[4] == "token_bucket" and cost and max_delay and size and refill
-    and per and max_delay >= -1 and math.min(cost, size, refill, per) >= 1
+    and per and math.min(cost, size, refill, per, max_delay + 2) >= 1
+    and math.max(cost, size, refill, per, max_delay) <= LARGEST
     and cost % 1 + max_delay % 1 + size % 1 + refill % 1 + per % 1 == 0
   if usual and #redis.call("HGETALL", KEYS[1]) == 0 then
     local key, now, capacity, need = KEYS[2], read_clock(ARGV[#ARGV]), size * MILLION, cost * MILLION

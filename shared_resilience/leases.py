@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from shared_resilience.decision import Decision
 
+K = TypeVar("K", bound=Hashable)
 MOST_KEYS = 10_000
-Texts = tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class Wanted(NamedTuple):
     back: int
 
 
-class Leases:
+class Leases(Generic[K]):
     """The leases of one limiter, by its keys: at most `MOST_KEYS`, the least recently renewed out first.
 
     A lease ends `seconds` after the moment at which it was asked for, by the monotonic clock. The first one for a key
@@ -43,10 +44,10 @@ class Leases:
     def __init__(self, tokens: int, seconds: float) -> None:
         self._tokens = tokens
         self._seconds = seconds
-        self._by_key: OrderedDict[Texts, _Lease] = OrderedDict()
+        self._by_key: OrderedDict[K, _Lease] = OrderedDict()
         self._lock = threading.Lock()
 
-    def serve(self, key: Texts, cost: int, now: float) -> Decision | None:
+    def serve(self, key: K, cost: int, now: float) -> Decision | None:
         """The decision to let `cost` pass, if the lease for `key` holds so much at `now`."""
         with self._lock:
             lease = self._by_key.get(key)
@@ -58,7 +59,7 @@ class Leases:
             fields = (True, limit, remaining + lease.left, 0.0, reset_after, 0.0, None, source)
             return tuple.__new__(Decision, fields)
 
-    def take_out(self, key: Texts, cost: int, now: float) -> Wanted:
+    def take_out(self, key: K, cost: int, now: float) -> Wanted:
         """What to ask for on behalf of a call of `cost`. What is left of the lease is no longer served from here."""
         with self._lock:
             lease = self._by_key.get(key)
@@ -68,7 +69,7 @@ class Leases:
             lease.left = 0
             return Wanted(max(cost, min(self._tokens, 2 * lease.used)), back)
 
-    def put(self, key: Texts, cost: int, taken: int, decision: Decision, asked_at: float) -> None:
+    def put(self, key: K, cost: int, taken: int, decision: Decision, asked_at: float) -> None:
         """Keeps what a trip has taken and the call of `cost`, for which it was made, does not need."""
         with self._lock:
             self._by_key[key] = _Lease(decision, taken - cost, cost, asked_at, asked_at + self._seconds)
@@ -76,7 +77,7 @@ class Leases:
             if len(self._by_key) > MOST_KEYS:
                 self._by_key.popitem(last=False)
 
-    def forget(self, key: Texts) -> None:
+    def forget(self, key: K) -> None:
         """Drops the lease for `key`, and what is left of it."""
         with self._lock:
             self._by_key.pop(key, None)
@@ -86,7 +87,7 @@ class Leases:
         with self._lock:
             self._by_key.clear()
 
-    def unused(self, now: float) -> list[tuple[Texts, int]]:
+    def unused(self, now: float) -> list[tuple[K, int]]:
         """Drops all leases; what can still be given back of them, by key."""
         with self._lock:
             left = [(key, lease.left) for key, lease in self._by_key.items() if lease.left > 0 and now < lease.ends]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared_resilience import validation
@@ -12,17 +11,13 @@ from shared_resilience.backends.process import Component, Process
 from shared_resilience.commands import Arguments, Command
 from shared_resilience.decision import Decision
 from shared_resilience.errors import RateLimitExceeded
-from shared_resilience.keys import ResourceKeys
 from shared_resilience.leases import Leases
 from shared_resilience.limit_commands import ANY_DELAY, PAUSE, PAUSE_FOR, RESET, Answer, LimitCommands
 from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.lines import Lines
 from shared_resilience.overrides import told_in_force
+from shared_resilience.places import Key, Places, Texts
 from shared_resilience.refusals import Refusals
-
-Key = str | Mapping[str, str]
-Texts = tuple[str, ...]
-"""The keys of the limits, as users know them, in the order of the limits."""
 
 MOST_SENT = 4096
 """Commands that are kept, checked and packed, to be sent again."""
@@ -42,7 +37,7 @@ class Reserved:
         """Takes or gives back the difference to `actual`; only where the reservation was made is something given."""
         if not self.taken or actual == self.cost:
             return
-        core, keys, told = self.core, self.core.keys(self.texts), self.core.told()
+        core, keys, told = self.core, self.core.places.keys(self.texts), self.core.told()
         if actual > self.cost:
             await core.run(backend, core.commands.charge(keys, actual - self.cost, told))
         elif backend.source() == self.answer.decision.source:
@@ -59,6 +54,7 @@ class Limiter(Component):
         self.config = config
         self.resource = process.heartbeat.resource(name)
         self.commands = LimitCommands(config.limits)
+        self.places = Places(self.resource.keys, process.prefix, name, config)
         self.refusals = Refusals()
         self._lines = Lines()
         self._process = process
@@ -67,7 +63,9 @@ class Limiter(Component):
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
         self._sent: dict[tuple[Texts, int, float], Command[Answer]] = {}
-        self.leases = None if config.lease_tokens is None else Leases(config.lease_tokens, config.lease_seconds)
+        self.leases: Leases[Texts] | None = None
+        if config.lease_tokens is not None:
+            self.leases = Leases(config.lease_tokens, config.lease_seconds)
         self._monotonic = process.clock.monotonic
         for limit in config.limits:
             self.resource.numbers |= {f"limit.{limit.label}.{field}": n for field, n in limit.numbers().items()}
@@ -82,45 +80,45 @@ class Limiter(Component):
         """Gives leased tokens back."""
         if self.leases:
             for texts, left in self.leases.unused(self._monotonic()):
-                await self.run(backend, self.commands.give(self.keys(texts), left, told=self.told()))
+                await self.run(backend, self.commands.give(self.places.keys(texts), left, told=self.told()))
 
     def at_once(self, key: Key, cost: int) -> Decision | None:
         """The decision to let `cost` pass out of a lease, which needs no backend; None: ask one."""
         if self.leases is None:
             return None
         self.check_cost(cost)
-        decision = self.leases.serve(self._texts(key), cost, self._monotonic())
+        decision = self.leases.serve(self.places.texts(key), cost, self._monotonic())
         if decision is not None:
             self.resource.count("limit.allowed")
         return decision
 
     async def try_acquire(self, backend: Backend, key: Key, cost: int, max_delay: float = math.inf) -> Decision:
-        texts = self._texts(key)
+        texts = self.places.texts(key)
         return self._note((await self._decide(backend, texts, cost, max_delay)).decision, texts)
 
     async def acquire(self, backend: Backend, key: Key, cost: int, timeout: float) -> Decision:
-        texts = self._texts(key)
+        texts = self.places.texts(key)
         return (await self._acquire(backend, texts, cost, timeout)).decision
 
     async def reserve(self, backend: Backend, key: Key, cost: int, timeout: float) -> Reserved:
-        texts = self._texts(key)
+        texts = self.places.texts(key)
         answer = await self._acquire(backend, texts, cost, validation.timeout("timeout", timeout))
         decision = answer.decision
         charged = decision.source == "redis" or self.config.on_outage == "local"
         return Reserved(self, texts, cost, answer, charged and decision.limited_by is None)
 
     async def peek(self, backend: Backend, key: Key, cost: int) -> Decision:
-        texts = self._texts(key)
+        texts = self.places.texts(key)
         self.check_cost(cost)
         if (paused := await self._paused(backend)) is not None:
             return self._in_shadow(paused)
-        answer = await self.run(backend, self.commands.peek(self.keys(texts), cost, self.told()))
+        answer = await self.run(backend, self.commands.peek(self.places.keys(texts), cost, self.told()))
         return self._in_shadow(answer.decision)
 
     async def refund(self, backend: Backend, key: Key, cost: int) -> None:
-        texts = self._texts(key)
+        texts = self.places.texts(key)
         self.check_cost(cost)
-        await self.run(backend, self.commands.give(self.keys(texts), cost, told=self.told()))
+        await self.run(backend, self.commands.give(self.places.keys(texts), cost, told=self.told()))
         self.refusals.forget(texts)
 
     async def pause(self, backend: Backend, seconds: float) -> None:
@@ -133,8 +131,8 @@ class Limiter(Component):
         self._forget_all()
 
     async def reset(self, backend: Backend, key: Key) -> None:
-        texts = self._texts(key)
-        await backend.run(Command(RESET, self.keys(texts)[1:], ()), self.resource)
+        texts = self.places.texts(key)
+        await backend.run(Command(RESET, self.places.keys(texts)[1:], ()), self.resource)
         self.refusals.forget(texts)
         if self.leases:
             self.leases.forget(texts)
@@ -163,15 +161,6 @@ class Limiter(Component):
             if field not in self._ignored:
                 self._ignored.add(field)
                 self._events.emit("override.ignored", self.name, field=field)
-
-    def keys(self, texts: Texts) -> tuple[str, ...]:
-        keys = self.resource.keys
-        if self.config.partitioned:
-            keys = ResourceKeys(self._process.prefix, self.name, partition=texts[0])
-        return keys.overrides, *map(keys.limit, self._labels, self._key_parts(texts))
-
-    def _key_parts(self, texts: Texts) -> Texts:
-        return ("",) * len(texts) if self.config.partitioned else texts
 
     def told(self) -> Arguments | None:
         """The limits as a partition is told them, which cannot see the overrides; None: as they are configured."""
@@ -259,14 +248,14 @@ class Limiter(Component):
         if self.leases is not None:
             return await self._ask_for_lease(self.leases, backend, texts, cost)
         max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
-        command = self.commands.take(self.keys(texts), cost, max_delay_us, self.told())
+        command = self.commands.take(self.places.keys(texts), cost, max_delay_us, self.told())
         if not self.config.partitioned and max_delay in (0, math.inf):
             if len(self._sent) >= MOST_SENT:
                 self._sent.clear()
             self._sent[texts, cost, max_delay] = command
         return await backend.run(command, self.resource, self.config.on_outage)
 
-    async def _ask_for_lease(self, leases: Leases, backend: Backend, texts: Texts, cost: int) -> Answer:
+    async def _ask_for_lease(self, leases: Leases[Texts], backend: Backend, texts: Texts, cost: int) -> Answer:
         """Takes tokens ahead. One caller for a key does so at a time; the others are served from what it gets."""
         ticket = backend.ticket()
         place = (leases, id(backend), texts)
@@ -281,10 +270,12 @@ class Limiter(Component):
             if known is not None:
                 return Answer(known)
             wanted = leases.take_out(texts, cost, asked_at)
-            answer = await self.run(backend, self.commands.lease(self.keys(texts), cost, *wanted, self.told()))
-            if answer.taken:
-                leases.put(texts, cost, answer.taken, answer.decision, asked_at)
-            return answer
+            answer = await self.run(backend, self.commands.lease(self.places.keys(texts), cost, *wanted, self.told()))
+            if not answer.taken:
+                return answer
+            leases.put(texts, cost, answer.taken, answer.decision, asked_at)
+            remaining = answer.decision.remaining + answer.taken - cost
+            return answer._replace(decision=answer.decision._replace(remaining=remaining))
         finally:
             self._lines.leave(place, ticket)
 
@@ -301,15 +292,6 @@ class Limiter(Component):
         if not self.config.shadow:
             return decision
         return decision._replace(allowed=True, retry_after=0.0, delay=0.0)
-
-    def _texts(self, key: Key) -> Texts:
-        if not isinstance(key, Mapping):
-            return (str(key),) * len(self._labels)
-        if self.config.partitioned:
-            raise ValueError(f"key is a mapping, but {self.name!r} is partitioned and has one key for all its limits")
-        if unknown := sorted(set(key) - set(self._labels)):
-            raise ValueError(f"key has the labels {unknown}, but {self.name!r} has only {list(self._labels)}")
-        return tuple(str(key.get(label, "")) for label in self._labels)
 
     def _note(self, decision: Decision, texts: Texts) -> Decision:
         if decision.source == "local":

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 LIMITS = ROOT / "docs" / "limits.md"
 CIRCUIT_BREAKER = ROOT / "docs" / "circuit_breaker.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 
 
 def text_of(document: Path) -> str:

@@ -97,6 +97,7 @@ LAYERS = [
     {"circuit", "circuit_config", "heartbeat", "limits"},
     {"backends", "circuit_commands", "leases", "refusals", "limit_commands"},
     {"evidence", "limiter_config", "lines"},
+    {"places"},
     {"breaker", "limiter"},
     {"reservation"},
     {"circuit_breaker", "rate_limiter"},

@@ -8,15 +8,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from documents import CIRCUIT_BREAKER, LIMITS, README, examples, name_of, run_as_it_stands, text_of
+from documents import CIRCUIT_BREAKER, LIMITS, PERFORMANCE, README, examples, name_of, run_as_it_stands, text_of
 from servers import Server
 
 from shared_resilience import scripts
 from shared_resilience.circuit import TRANSITIONS
 
-PAGES = [LIMITS, CIRCUIT_BREAKER]
-EXAMPLES = [*examples(LIMITS), *examples(CIRCUIT_BREAKER), *examples(README)]
-LINKED = [(page, link) for page in (*PAGES, README) for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
+GUIDES = [LIMITS, CIRCUIT_BREAKER]
+EXAMPLES = [text for page in (*GUIDES, README) for text in examples(page)]
+PAGES = (LIMITS, CIRCUIT_BREAKER, PERFORMANCE, README)
+LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
+WITHIN = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(#(.+?)\)", text_of(page))})
 PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)
 """A comment that is a list, or a few words without punctuation, is what its line prints."""
 MARKER = re.compile(r"<!-- (figures: [a-z]+|end) -->")
@@ -27,7 +29,7 @@ def test_the_page_has_examples_and_images() -> None:
     assert len([link for _, link in LINKED if link.endswith(".svg")]) >= 4
 
 
-@pytest.mark.parametrize("example", [text for page in PAGES for text in examples(page)], ids=name_of)
+@pytest.mark.parametrize("example", [text for page in GUIDES for text in examples(page)], ids=name_of)
 def test_an_example_runs_as_it_stands(own_server: Server, example: str) -> None:
     done = run_as_it_stands(example, own_server.port)
 
@@ -46,11 +48,8 @@ def test_what_a_page_links_exists(page: Path, link: str) -> None:
     assert (page.parent / link).is_file()
 
 
-WITHIN = [(page, heading) for page in PAGES for heading in sorted(set(re.findall(r"\]\(#([^)]+)\)", text_of(page))))]
-
-
-@pytest.mark.parametrize(("page", "heading"), WITHIN, ids=lambda value: str(value).rpartition("/")[2])
-def test_a_link_within_the_page_leads_to_a_heading(page: Path, heading: str) -> None:
+@pytest.mark.parametrize(("page", "heading"), WITHIN, ids=lambda value: getattr(value, "stem", value))
+def test_a_link_within_a_page_leads_to_a_heading(page: Path, heading: str) -> None:
     headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
 
     assert heading in [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in headings]

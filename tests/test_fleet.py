@@ -94,6 +94,57 @@ def test_four_processes_get_the_limit_no_more_and_nearly_all_of_it(server: Serve
     assert 0.97 * (100 + 10 * seconds) <= len(granted) <= 100 + 10 * max(seconds, length)
 
 
+def serve_leases(url: str, prefix: str, limit: Limit, seconds: float, start: Any, out: Connection) -> None:
+    """As `hammer`, with leased tokens; sends its process id first, and its calls in parts, since it may be killed."""
+    out.send(os.getpid())
+    service = ResilienceService.from_url(url, prefix=prefix, command_timeout=PATIENT)
+    limiter = service.get_or_create_rate_limiter("search", limit, lease_tokens=20, lease_seconds=LEASE)
+    service.check()
+    start.wait()
+    end = time.monotonic() + seconds
+    granted: list[tuple[float, float]] = []
+    while (before := time.monotonic()) < end:
+        if limiter.try_acquire().allowed:
+            granted.append((before, time.monotonic()))
+        if len(granted) >= 10 or (granted and before - granted[0][0] > 0.02):
+            out.send(granted)
+            granted = []
+    out.send(granted)
+    out.close()
+
+
+LEASE = 0.25
+
+
+def test_leases_keep_their_bound_whichever_process_is_killed(server: Server, prefix: str) -> None:
+    bucket = TokenBucket(100, 200)
+    start = spawn.Barrier(WORKERS)
+    pipes, processes = [], []
+    for _ in range(WORKERS):
+        receiver, sender = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=serve_leases, args=(server.url, prefix, bucket, 3.0, start, sender))
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    pids = [receiver.recv() for receiver in pipes]
+    granted: list[tuple[float, float]] = []
+    killed = threading.Timer(1.5, os.kill, (pids[0], signal.SIGKILL))  # in the middle of its leases
+    killed.start()
+    for receiver in pipes:
+        with suppress(EOFError):
+            while True:
+                granted += receiver.recv()
+    for process in processes:
+        process.join(10)
+
+    slack = TokenBucket(round(bucket.capacity + bucket.refill_rate * LEASE), bucket.refill_rate)
+    assert processes[0].exitcode == -signal.SIGKILL
+    assert most_in_any_interval(granted, slack) <= 1e-6
+    length = max(end for _, end in granted) - min(begin for begin, _ in granted)
+    assert 0.7 * (100 + 200 * length) <= len(granted) <= 100 + 200 * (length + 0.05)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_no_window_ever_sees_more_than_its_limit_wherever_it_begins(server: Server, prefix: str, exact: bool) -> None:
     window = SlidingWindow(40, 0.4, exact)

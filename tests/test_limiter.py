@@ -75,9 +75,13 @@ def test_keys_are_those_of_the_labels_or_of_the_partition(api: Api) -> None:
     spread = api.service.get_or_create_rate_limiter("s", *TWO, partitioned=True)._core
     stem = ResourceKeys(whole._process.prefix, "r").overrides.removesuffix("overrides")
 
-    assert whole._texts({"sliding_window": "b"}) == ("", "b")
-    assert whole.keys(("", "b")) == (f"{stem}overrides", f"{stem}limit:token_bucket", f"{stem}limit:sliding_window:b")
-    assert [key.partition(":")[2] for key in spread.keys(("a", "a"))] == [
+    assert whole.places.texts({"sliding_window": "b"}) == ("", "b")
+    assert whole.places.keys(("", "b")) == (
+        f"{stem}overrides",
+        f"{stem}limit:token_bucket",
+        f"{stem}limit:sliding_window:b",
+    )
+    assert [key.partition(":")[2] for key in spread.places.keys(("a", "a"))] == [
         "{s/a}:overrides", "{s/a}:limit:token_bucket", "{s/a}:limit:sliding_window"
     ]  # fmt: skip
 

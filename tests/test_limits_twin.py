@@ -43,6 +43,11 @@ FAMILIES: dict[str, list[list[Limit]]] = {
         [SlidingWindow(5, 1), SlidingWindow(8, 60, exact=False, label="minute"), LeakyBucket(6, 3)],
         [LeakyBucket(4, 100), TokenBucket(3, 0.5)],
     ],
+    "several_buckets": [
+        [TokenBucket(10, 5), TokenBucket(30, 100 / 60, label="tenant")],
+        [TokenBucket(4, 100, label="tenant"), TokenBucket(3, 0.5)],
+        [TokenBucket(1000, 1 / 3), TokenBucket(2, 12345.678, label="tenant")],
+    ],
 }
 FIELDS = ["capacity", "refill_rate", "leak_rate", "limit", "window"]
 VALUES = ["5", "1", "0.25", "12.5", "9000", "9000.5", "12345.678", "2000000", "31622400", "1000000000", ""]
@@ -84,7 +89,7 @@ OPERATIONS: dict[str, float] = {
     "charge": 3,
     "reset": 1,
 }
-OPERATIONS |= {"give late": 2, "give ancient": 0.5}
+OPERATIONS |= {"give late": 2, "give ancient": 0.5, "lease": 6}
 STEERING: dict[str, float] = {"pause": 0.5, "unpause": 1, "override": 2}
 
 
@@ -141,7 +146,7 @@ class Both:
 
     def limit_command(self, move: Move, commands: LimitCommands, keys: tuple[str, ...], most: int) -> Command[Any]:
         cost = min(most, move.cost)
-        command = {
+        possible = {
             "take": lambda: commands.take(keys, cost),
             "take soon": lambda: commands.take(keys, cost, max_delay=move.cost * 1000),
             "take at once": lambda: commands.take(keys, cost, max_delay=0),
@@ -150,7 +155,10 @@ class Both:
             "give late": lambda: commands.give(keys, cost, since_us=max(1, self.now - move.cost * 100_000)),
             "give ancient": lambda: commands.give(keys, cost, since_us=1),
             "charge": lambda: commands.charge(keys, move.cost),
-        }[move.operation]()
+            "lease": lambda: commands.lease(keys, cost, move.cost * 3 % 17 + 1, move.field * 2),
+        }
+        buckets = all(isinstance(limit, TokenBucket) for limit in self.family[move.configuration])
+        command = possible["take" if move.operation == "lease" and not buckets else move.operation]()
         shared = command.share(move.share)
         # Redis is never told of shares; a double is exact for as long as their product is.
         numbers = [int(number) for number in commands.told if isinstance(number, int)]
@@ -250,6 +258,14 @@ TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {
     "a share is less than a millionth": (
         LeakyBucket(1, 10),
         [Move(0, "take", 0, 1, 3_000_000), Move(1, "take", 0, 1, 3_000_000)],
+    ),
+    "a debt is deeper than what is kept": (
+        TokenBucket(10**9, 1e-6),
+        [*(Move(0, "charge", 0, 10**9) for _ in range(12)), Move(1, "peek", 0, 1)],
+    ),
+    "a call is larger than any window keeps": (
+        SlidingWindow(1, 366 * 86400.0),
+        [Move(0, "charge", 0, 10**9), Move(1, "peek", 0, 1), Move(1, "take", 0, 1)],
     ),
     "a bucket is exactly full again": (TokenBucket(1, 1e-6), [Move(0, "take", 0, 1), Move(1, "give", 0, 1)]),
     "a rate is the last of its period": (

@@ -34,7 +34,7 @@ PINNED = {
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
     "rate_limiter_settle": "2d78be8bf91ee162b91d1c7369421a706ed148ea",
     "sliding_window": "615524ee9d0e9a1522f6baf48e871a9ed31b4933",
-    "token_bucket": "f426222a78e568f8653de9b1a01227d71cf34810",
+    "token_bucket": "6580ff1d77d0ef2af0639ada58d0b428904da507",
     "token_bucket_lease": "04e951f3f8726a86859e416995a513f7c8b78a6b",
 }
 
@@ -193,6 +193,22 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("rate_limiter", 7, "third number of a limit must be"),
         ("rate_limiter", 10, "first number of a limit must be"),
         ("rate_limiter", 22, "third number of a limit must be"),
+        *(
+            (name, position, message)
+            for name in ("token_bucket", "sliding_window", "leaky_bucket")
+            for position, message in (
+                (0, "cost must be an integer from 1"),
+                (1, "share must be an integer from 1"),
+                (2, "longest delay must be an integer from -1"),
+                (5, "first number of a limit must be an integer from 1"),
+                (6, "second number of a limit must be an integer from 1"),
+                (7, "third number of a limit must be an integer from 1"),
+            )
+        ),
+        ("token_bucket_lease", 0, "cost must be an integer from 1"),
+        ("token_bucket_lease", 2, "most must be an integer from 1"),
+        ("token_bucket_lease", 3, "back must be an integer from 0"),
+        ("token_bucket_lease", 6, "first number of a limit must be"),
         ("rate_limiter_peek", 0, "cost must be an integer from 1"),
         ("rate_limiter_peek", 2, "longest delay must be an integer from -1"),
         ("rate_limiter_settle", 0, "cost must be an integer from 1"),
@@ -218,7 +234,7 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("heartbeat_roster", 0, "horizon must be an integer from 1"),
     ],
 )
-@pytest.mark.parametrize("value", [-5_000_000, "nan", "inf", "-inf", "1.5", "", "tokens", 2**54])
+@pytest.mark.parametrize("value", [-5_000_000, "nan", "inf", "-inf", "1.5", "", "tokens", 2**53])
 def test_scripts_refuse_what_the_client_would_never_send(
     store: Lane, prefix: str, name: str, position: int, message: str, value: int | str
 ) -> None:

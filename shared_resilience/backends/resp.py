@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from redis.exceptions import InvalidResponse, ResponseError
@@ -33,8 +32,11 @@ def make_reader() -> Reader:
     return PlainReader()
 
 
-def pack(parts: Iterable[str | int | bytes]) -> bytes:
+def pack(parts: tuple[str | int | bytes, ...]) -> bytes:
     """A request as it is sent."""
+    if hiredis is not None:
+        packed: bytes = hiredis.pack_command(parts)
+        return packed
     encoded = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
     return b"*%d\r\n" % len(encoded) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in encoded])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -53,6 +54,14 @@ class Stream(asyncio.Protocol):
             self._unsent.append((data, future))
             self._flush_soon()
         return future
+
+    async def exchange(self, requests: Sequence[bytes]) -> list[Any]:
+        """The replies to requests that are sent in one go. Raises `StoreError`."""
+        replies = await asyncio.gather(*map(self.ask, requests), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, StoreError):
+                raise reply
+        return replies
 
     def _flush_soon(self) -> None:
         if not self._flush_is_due:

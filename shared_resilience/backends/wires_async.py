@@ -22,6 +22,12 @@ Pool = async_redis.ConnectionPool
 Loop = asyncio.AbstractEventLoop
 
 
+def forget_closed(of_loops: dict[Loop, Any]) -> None:
+    """Drops what belongs to event loops that are gone; it holds on to them, so that weak keys would keep both."""
+    for loop in [loop for loop in of_loops if loop.is_closed()]:
+        del of_loops[loop]
+
+
 class AsyncPoliteRetry(Retry):
     """As `wires.PoliteRetry`."""
 
@@ -69,11 +75,7 @@ class AsyncPoolWire:
         way = self._ways.get(asyncio.get_running_loop())
         if way is None or way.lost is not None:
             way = await self._open()
-        replies = await asyncio.gather(*(way.ask(request.packed) for request in requests), return_exceptions=True)
-        for reply in replies:
-            if isinstance(reply, StoreError):
-                raise reply
-        return replies
+        return await way.exchange([request.packed for request in requests])
 
     async def _open(self) -> Way:
         """The way of this loop. Whoever comes first has it made, by a task that no cancelled caller takes along."""
@@ -90,8 +92,7 @@ class AsyncPoolWire:
             opening.exception()  # nobody may be left to see it
 
     async def _make(self, loop: Loop) -> Way:
-        for other in [other for other in self._ways if other.is_closed()]:
-            del self._ways[other]
+        forget_closed(self._ways)
         await self._retire(loop)
         pool = self._pools.of_this_loop()
         try:
@@ -134,9 +135,12 @@ class Way(Protocol):
     def ask(self, data: bytes) -> Awaitable[Any]:
         """The reply to a request. Fails with `StoreError`."""
 
+    async def exchange(self, requests: Sequence[bytes]) -> list[Any]:
+        """The replies to requests that are sent in one go. Raises `StoreError`."""
+
 
 class Borrowed:
-    """A connection from the pool for each request: for pools that cannot spare one, and for RESP3."""
+    """A connection from the pool for each exchange: for pools that cannot spare one, and for RESP3."""
 
     lost: Exception | None = None
 
@@ -145,6 +149,9 @@ class Borrowed:
         self._patience = patience
 
     async def ask(self, data: bytes) -> Any:
+        return (await self.exchange([data]))[0]
+
+    async def exchange(self, requests: Sequence[bytes]) -> list[Any]:
         try:
             with once():
                 connection = await self._pool.get_connection()
@@ -152,10 +159,8 @@ class Borrowed:
             raise StoreError(error, sent=False) from error
         try:
             async with asyncio.timeout(self._patience):
-                await connection.send_packed_command([data], check_health=False)
-                return await connection.read_response()
-        except ResponseError as refusal:
-            return refusal
+                await connection.send_packed_command(list(requests), check_health=False)
+                return [await self._read(connection) for _ in requests]
         except BaseException as error:
             await connection.disconnect(nowait=True)  # a late reply must never answer a later request
             if isinstance(error, FOREIGN):
@@ -163,6 +168,12 @@ class Borrowed:
             raise
         finally:
             await self._pool.release(connection)
+
+    async def _read(self, connection: Any) -> Any:
+        try:
+            return await connection.read_response()
+        except ResponseError as refusal:
+            return refusal
 
 
 class Pools(Protocol):
@@ -185,12 +196,13 @@ class OwnPools:
 
     def __init__(self, make: Callable[[], Pool]) -> None:
         self._make = make
-        self._pools: weakref.WeakKeyDictionary[Loop, Pool] = weakref.WeakKeyDictionary()
+        self._pools: dict[Loop, Pool] = {}
 
     def of_this_loop(self) -> Pool:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
+            forget_closed(self._pools)
             pool = self._pools[loop] = self._make()
         return pool
 

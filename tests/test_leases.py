@@ -1,0 +1,263 @@
+"""Leased tokens: most calls cost no trip, the promised bound holds, and no end of a lease mints a token."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+from conftest import Api, Lane, runtime_on
+from servers import PATIENT, Server
+
+from shared_resilience import (
+    AsyncResilienceService,
+    LeakyBucket,
+    ResilienceService,
+    SlidingWindow,
+    TokenBucket,
+    scripts,
+)
+from shared_resilience.leases import Leases
+from shared_resilience.testing import ManualClock
+
+SLOW = 0.001
+
+
+def leased(api: Api, capacity: int = 1000, rate: float = SLOW, tokens: int = 100, **options: Any) -> Any:
+    return api.service.get_or_create_rate_limiter("r", TokenBucket(capacity, rate), lease_tokens=tokens, **options)
+
+
+def left_in_the_bucket(api: Api, limiter: Any, key: str = "") -> int:
+    remaining: int = api(limiter.peek(key)).remaining
+    return remaining
+
+
+def test_leased_calls_take_no_more_than_the_limit_and_each_is_counted(api: Api) -> None:
+    limiter = leased(api)
+    decisions = [api(limiter.try_acquire()) for _ in range(1010)]
+
+    assert [decision.allowed for decision in decisions] == [True] * 1000 + [False] * 10
+    assert decisions[-1].limited_by == "token_bucket"
+    counted = api.runtime.process.heartbeat.resource("r").counted()
+    assert (counted["limit.allowed"], counted["limit.refused"]) == (1000, 10)
+
+
+def test_a_lease_grows_with_use_up_to_what_was_allowed(api: Api) -> None:
+    limiter = leased(api, tokens=16)
+    left = []
+    for _ in range(64):
+        api(limiter.try_acquire())
+        left.append(left_in_the_bucket(api, limiter))
+
+    taken = [before - after for before, after in zip([1000, *left], left, strict=False) if before != after]
+    assert taken == [1, 2, 4, 8, 16, 16, 16, 16]
+
+
+def test_remaining_counts_what_the_process_holds(api: Api) -> None:
+    limiter = leased(api)
+
+    assert [api(limiter.try_acquire()).remaining for _ in range(50)] == [999 - number for number in range(50)]
+
+
+def test_what_is_not_used_in_time_is_not_used_later(api: Api) -> None:
+    limiter = leased(api, capacity=100, rate=SLOW, lease_seconds=0.5)
+    for _ in range(20):
+        api(limiter.try_acquire())
+    held = 80 - left_in_the_bucket(api, limiter)
+    api.clock.advance(0.5)
+    allowed = sum(api(limiter.try_acquire()).allowed for _ in range(100))
+
+    assert held == 11
+    assert allowed == 80 - held
+
+
+def test_a_cost_that_the_lease_does_not_hold_gives_it_back_and_takes_anew(api: Api) -> None:
+    limiter = leased(api, capacity=100, tokens=10)
+    for _ in range(4):
+        api(limiter.try_acquire())  # 1, 2, then 4 of which 3 are left
+
+    assert api(limiter.try_acquire(cost=90)).allowed
+    assert left_in_the_bucket(api, limiter) == 100 - 4 - 90
+
+
+def test_closing_gives_back_what_is_held(api: Api) -> None:
+    limiter = leased(api)
+    for _ in range(10):
+        api(limiter.try_acquire("a"))
+    api(limiter.try_acquire("b"))
+    held = 990 - left_in_the_bucket(api, limiter, "a")
+    api(api.service.close())
+
+    assert held > 0
+    assert left_in_the_bucket(api, limiter, "a") == 990
+    assert left_in_the_bucket(api, limiter, "b") == 999
+
+
+def test_closing_later_than_the_lease_gives_nothing_back(api: Api) -> None:
+    limiter = leased(api, lease_seconds=0.5)
+    for _ in range(10):
+        api(limiter.try_acquire())
+    left = left_in_the_bucket(api, limiter)
+    api.clock.advance(0.5)
+    api(api.service.close())
+
+    assert left_in_the_bucket(api, limiter) == left < 990
+
+
+def test_a_pause_and_a_reset_end_the_leases_of_this_process(api: Api) -> None:
+    limiter = leased(api)
+    for _ in range(5):
+        api(limiter.try_acquire())
+    api(limiter.pause(30))
+    paused = api(limiter.try_acquire())
+    api(limiter.pause(0))
+    for _ in range(10):
+        api(limiter.try_acquire())
+    api(limiter.reset())
+    after = api(limiter.try_acquire())
+
+    assert (paused.allowed, paused.limited_by) == (False, "pause")
+    assert after.remaining == 999
+
+
+def test_several_buckets_are_leased_together_by_the_tightest(api: Api) -> None:
+    limits = [TokenBucket(1000, SLOW, label="user"), TokenBucket(7, SLOW, label="tenant")]
+    limiter = api.service.get_or_create_rate_limiter("r", *limits, lease_tokens=7)
+    decisions = [api(limiter.try_acquire({"user": "u", "tenant": "t"})) for _ in range(10)]
+
+    assert [decision.allowed for decision in decisions] == [True] * 7 + [False] * 3
+    assert decisions[-1].limited_by == "tenant"
+
+
+def test_allow_acquire_and_reservations_work_on_leased_tokens(api: Api) -> None:
+    limiter = leased(api, capacity=100)
+    assert api(limiter.allow())
+    assert api(limiter.acquire(timeout=1)).allowed
+    api(api(limiter.reserve("", 50)).settle(20))
+    spent = 22
+    allowed = sum(api(limiter.try_acquire()).allowed for _ in range(100))
+
+    assert allowed == 100 - spent
+
+
+def test_leases_work_in_shadow_mode_and_in_partitions(api: Api) -> None:
+    shadow = api.service.get_or_create_rate_limiter("s", TokenBucket(5, SLOW), lease_tokens=5, shadow=True)
+    spread = api.service.get_or_create_rate_limiter("p", TokenBucket(5, SLOW), lease_tokens=5, partitioned=True)
+
+    assert [api(shadow.try_acquire()).limited_by for _ in range(7)] == [None] * 5 + ["token_bucket"] * 2
+    assert [api(spread.try_acquire("u")).allowed for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1001, 1.5, "10", True])
+def test_wrong_numbers_of_tokens_are_refused(tokens: Any) -> None:
+    with pytest.raises(ValueError, match=r"lease_tokens is .*, but must be an integer from 1 to 1000"):
+        ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(1000, 1), lease_tokens=tokens)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 61, float("nan"), "1"])
+def test_wrong_lengths_are_refused(seconds: Any) -> None:
+    with pytest.raises(ValueError, match=r"lease_seconds is .*, but must be a number from 0.001 to 60"):
+        ResilienceService.local().get_or_create_rate_limiter(
+            "r", TokenBucket(1000, 1), lease_tokens=10, lease_seconds=seconds
+        )
+
+
+@pytest.mark.parametrize("limit", [SlidingWindow(10), LeakyBucket(10, 1)])
+def test_only_token_buckets_can_be_leased(limit: Any) -> None:
+    with pytest.raises(ValueError, match="only those can be leased"):
+        ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(10, 1), limit, lease_tokens=5)
+
+
+def test_a_lease_is_one_trip(store: Lane, lane: str, prefix: str) -> None:
+    if lane == "fakeredis":
+        pytest.skip("counts at a real server")
+    service = ResilienceService._of(runtime_on(store, prefix, ManualClock()))
+    limiter = service.get_or_create_rate_limiter("r", TokenBucket(10**6, 1), lease_tokens=1000)
+    store.client.config_set("slowlog-log-slower-than", 0)
+    store.client.config_set("slowlog-max-len", 10_000)
+    store.client.slowlog_reset()
+    for _ in range(5000):
+        assert limiter.try_acquire().allowed
+    ran = Counter(
+        entry["command"].split()[1].decode()
+        for entry in store.client.slowlog_get(10_000)
+        if b"EVALSHA" in entry["command"]
+    )
+    store.client.config_set("slowlog-log-slower-than", 10_000)
+
+    # 1, 2, 4 … 512, then 1000 at a time.
+    assert ran[scripts.load("token_bucket_lease").sha] == 10 + 4
+    assert ran[scripts.load("token_bucket").sha] == 0
+
+
+def test_threads_and_tasks_that_find_nothing_left_take_one_lease_together(server: Server, prefix: str) -> None:
+    import asyncio
+
+    async def main() -> tuple[int, int]:
+        async with AsyncResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT) as service:
+            limiter = service.get_or_create_rate_limiter("r", TokenBucket(10**6, SLOW), lease_tokens=64)
+            for _ in range(200):
+                await limiter.try_acquire()
+            held_before = 10**6 - 200 - (await limiter.peek()).remaining
+            for _ in range(held_before):
+                await limiter.try_acquire()
+            assert all(await asyncio.gather(*(limiter.try_acquire() for _ in range(64))))
+            return held_before, 10**6 - 200 - held_before - 64 - (await limiter.peek()).remaining
+
+    held_before, held_after = asyncio.run(main())
+    assert 0 <= held_before < 64
+    assert held_after < 64  # one lease was taken for all of them, not one for each
+
+
+def test_threads_never_serve_a_token_twice(server: Server, prefix: str) -> None:
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+    limiter = service.get_or_create_rate_limiter(
+        "r", TokenBucket(5000, SLOW), lease_tokens=100, remember_refusals=False
+    )
+    granted: list[int] = []
+
+    def work() -> None:
+        granted.append(sum(limiter.allow() for _ in range(1500)))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(granted) <= 5000
+    assert sum(granted) >= 4800
+    service.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_serves_nothing_of_its_parents_lease(server: Server, prefix: str) -> None:
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+    limiter = service.get_or_create_rate_limiter("r", TokenBucket(300, SLOW), lease_tokens=100, lease_seconds=60)
+    for _ in range(100):
+        limiter.try_acquire()
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.write(write_end, str(sum(limiter.allow() for _ in range(300))).encode())
+        os._exit(0)
+    os.wait()
+    child = int(os.read(read_end, 10))
+    parent = sum(limiter.allow() for _ in range(300))
+
+    assert child + parent + 100 <= 300
+    assert child > 100
+    os.close(read_end)
+    os.close(write_end)
+    service.close()
+
+
+def test_the_memory_of_leases_is_bounded() -> None:
+    leases: Leases[int] = Leases(10, 1.0)
+    decision = ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(10, 1)).peek()
+    for key in range(12_000):
+        leases.put(key, 1, 5, decision, 0.0)
+
+    assert leases.serve(1_999, 1, 0.5) is None
+    assert leases.serve(2_000, 1, 0.5) is not None
