@@ -18,7 +18,6 @@ local now = read_clock(ARGV[2])
 
 if length == 0 then
   redis.call("HDEL", key, "paused_until_us", "paused_for_us")
-  return { 0 }
 end
 local overrides = read_overrides(key)
 local left = overrides and overrides.paused(now, true) or 0

@@ -55,12 +55,13 @@ class LimitCommands:
     `told` is what the scripts are told of the limits, where it differs from their configuration.
     """
 
-    __slots__ = ("_give_or_take", "_lease", "_peek", "_take", "told")
+    __slots__ = ("_give_or_take", "_lease", "_may_delay", "_peek", "_take", "told")
 
     def __init__(self, configured: Sequence[Limit]) -> None:
         self.told = tuple(argument for limit in configured for argument in limit.arguments())
         decode = decoder([PAUSE, *(limit.label for limit in configured)])
         kinds = {str(limit.arguments()[0]) for limit in configured}
+        self._may_delay = "leaky_bucket" in kinds
         script = kinds.pop() if len(kinds) == 1 else "rate_limiter"
         twin = limits.take_tokens if script == "token_bucket" else limits.take
         self._take = Operation(script, twin, decode, _share, ALLOWED, DENIED)
@@ -71,8 +72,8 @@ class LimitCommands:
         self._give_or_take = Operation("rate_limiter_settle", limits.settle, decode, _share, ALLOWED, DENIED)
 
     def take(self, keys: Keys, cost: int, max_delay: int = ANY_DELAY, told: Arguments | None = None) -> Command[Answer]:
-        """Takes `cost` if a leaky bucket makes the caller wait no longer than `max_delay` µs."""
-        return Command(self._take, keys, (cost, 1, max_delay, *(told or self.told)))
+        """Takes `cost` if a leaky bucket, should there be one, makes the caller wait no longer than `max_delay` µs."""
+        return Command(self._take, keys, (cost, 1, max_delay if self._may_delay else ANY_DELAY, *(told or self.told)))
 
     def lease(self, keys: Keys, cost: int, most: int, back: int, told: Arguments | None = None) -> Command[Answer]:
         """Gives `back`, then takes `cost` at least and `most` at most. For token buckets alone."""

@@ -22,6 +22,9 @@ from shared_resilience.refusals import Refusals
 MOST_SENT = 4096
 """Commands that are kept, checked and packed, to be sent again."""
 
+FLOOD = 16 * MOST_SENT
+"""Commands that find no place there before it is made anew."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
@@ -62,6 +65,7 @@ class Limiter(Component):
         self._labels = tuple(limit.label for limit in config.limits)
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
+        self._not_kept = 0
         self._sent: dict[tuple[Texts, int, float], Command[Answer]] = {}
         self.leases: Leases[Texts] | None = None
         if config.lease_tokens is not None:
@@ -243,17 +247,25 @@ class Limiter(Component):
 
     async def _decide_anew(self, backend: Backend, texts: Texts, cost: int, max_delay: float) -> Answer:
         self.check_cost(cost)
-        if (paused := await self._paused(backend)) is not None:
+        if self.config.partitioned and (paused := await self._paused(backend)) is not None:
             return Answer(paused)
         if self.leases is not None:
             return await self._ask_for_lease(self.leases, backend, texts, cost)
         max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
         command = self.commands.take(self.places.keys(texts), cost, max_delay_us, self.told())
         if not self.config.partitioned and max_delay in (0, math.inf):
-            if len(self._sent) >= MOST_SENT:
-                self._sent.clear()
-            self._sent[texts, cost, max_delay] = command
+            self._keep(command, texts, cost, max_delay)
         return await backend.run(command, self.resource, self.config.on_outage)
+
+    def _keep(self, command: Command[Answer], texts: Texts, cost: int, max_delay: float) -> None:
+        """To be sent again. In a flood of keys few are, and what is kept changes rarely, for that costs time, too."""
+        if len(self._sent) < MOST_SENT:
+            self._sent[texts, cost, max_delay] = command
+            return
+        self._not_kept += 1
+        if self._not_kept > FLOOD:
+            self._sent.clear()
+            self._not_kept = 0
 
     async def _ask_for_lease(self, leases: Leases[Texts], backend: Backend, texts: Texts, cost: int) -> Answer:
         """Takes tokens ahead. One caller for a key does so at a time; the others are served from what it gets."""

@@ -119,7 +119,7 @@ class Bucket:
             if not self.divided:
                 return -1
             need = self.capacity
-        return 0 if self.available >= need else self._until_it_holds(need)
+        return self._until_it_holds(need)
 
     def take(self, cost: int) -> None:
         self.add(-cost)

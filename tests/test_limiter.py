@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from conftest import Api, Lane, runtime_on
+from servers import free_port
 
-from shared_resilience import LeakyBucket, RateLimitExceeded, ResilienceService, SlidingWindow, TokenBucket
+from shared_resilience import (
+    LeakyBucket,
+    RateLimitExceeded,
+    ResilienceService,
+    SlidingWindow,
+    StoreUnavailableError,
+    TokenBucket,
+)
+from shared_resilience import limiter as limiter_module
 from shared_resilience.commands import Command
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.testing import ManualClock
@@ -269,3 +279,106 @@ def test_a_refund_of_unknown_age_is_given_back_by_a_window(api: Api) -> None:
     api(limiter.refund(cost=5))
 
     assert api(limiter.peek()).remaining == 8
+
+
+def nobody_comes(monkeypatch: pytest.MonkeyPatch, limiter: Any) -> None:
+    """Makes the limiter's callers wait in vain behind one that stays."""
+
+    class InVain(Patience):
+        async def wait(self, seconds: float) -> bool:
+            return False
+
+    limiter._core._lines.join((id(limiter._backend), limiter._core.places.texts("k")), Patience())
+    monkeypatch.setattr(limiter._backend, "ticket", InVain, raising=False)
+
+
+def test_who_waited_in_vain_is_told_a_whole_decision(api: Api, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(5, 1), TokenBucket(7, 1, label="other"))
+    nobody_comes(monkeypatch, limiter)
+    with pytest.raises(RateLimitExceeded) as caught:
+        api(limiter.acquire("k", timeout=1))
+
+    source = "local" if place == "local" else "redis"
+    assert caught.value.decision == (False, 5, 0, 0.0, 0.0, 0.0, "token_bucket", source)
+
+
+def test_a_partition_in_a_pause_is_told_a_whole_decision(api: Api, place: str) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(5, 1), partitioned=True)
+    api(limiter.pause(0.75))
+
+    source = "local" if place == "local" else "redis"
+    expected = (False, 5, 0, pytest.approx(0.75), pytest.approx(0.75), 0.0, "pause", source)
+    assert tuple(api(limiter.try_acquire("k"))) == expected
+    assert tuple(api(limiter.peek("k"))) == expected
+
+
+def away(form: str, on_outage: Any, **options: Any) -> Any:
+    """A limiter without a Redis, and how to get its values."""
+    service: Any = ResilienceService.from_url(f"redis://127.0.0.1:{free_port()}", on_outage=on_outage)
+    limiter = (service if form == "sync" else service.aio).get_or_create_rate_limiter("r", TokenBucket(5, 1), **options)
+    return limiter, (lambda value: value) if form == "sync" else asyncio.run
+
+
+def test_a_pause_and_a_look_without_redis_do_as_on_outage_says(form: str) -> None:
+    raising, value = away(form, "raise")
+    for method, arguments in [("pause", (1,)), ("peek", ()), ("refund", ()), ("try_acquire", ())]:
+        with pytest.raises(StoreUnavailableError):
+            value(getattr(raising, method)(*arguments))
+    allowing, value = away(form, "allow")
+    denying, other_value = away(form, "deny")
+
+    assert value(allowing.peek()).allowed
+    value(allowing.refund())
+    assert not other_value(denying.peek()).allowed
+    other_value(denying.refund())
+    value(allowing.pause(1))  # by the process itself
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_outage": "panic"}, "on_outage is 'panic'"),
+        ({"remember_refusals": 1}, "remember_refusals is 1"),
+        ({"shadow": "yes"}, "shadow is 'yes'"),
+        ({"partitioned": 0}, "partitioned is 0"),
+        ({"max_pause": 0.0009}, "max_pause is 0.0009, but must be a number from 0.001 to 3600"),
+        ({"max_pause": 3601}, "max_pause is 3601"),
+        ({"lease_tokens": 6}, "lease_tokens is 6, but must be an integer from 1 to 5"),
+        ({"lease_tokens": 5, "lease_seconds": 0.0009}, "lease_seconds is 0.0009"),
+        ({"lease_seconds": 60.1}, "lease_seconds is 60.1"),
+    ],
+)
+def test_a_wrong_option_of_a_limiter_names_field_value_and_range(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(5, 1), **options)
+
+
+def test_the_longest_and_the_shortest_of_every_option_are_taken() -> None:
+    service = ResilienceService.local()
+    for number, options in enumerate([
+        {"max_pause": 0.001}, {"max_pause": 3600}, {"lease_tokens": 1}, {"lease_tokens": 5},
+        {"lease_seconds": 0.001}, {"lease_seconds": 60},
+    ]):  # fmt: skip
+        assert service.get_or_create_rate_limiter(f"r{number}", TokenBucket(5, 1), **options).allow()  # type: ignore[arg-type]
+
+
+def test_a_flood_of_keys_is_forgotten_and_decided_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter_module, "MOST_SENT", 4)
+    monkeypatch.setattr(limiter_module, "FLOOD", 8)
+    limiter = ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(2, 0.001))
+    kept = []
+    for number in range(14):
+        assert limiter.try_acquire(str(number)).remaining == 1
+        kept.append(len(limiter._core._sent))
+
+    assert kept == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 1]
+    assert limiter.try_acquire("0").remaining == 0
+
+
+@pytest.mark.parametrize("cost", [True, 1.0])
+def test_a_cost_that_only_equals_an_integer_is_refused_though_that_one_was_sent_before(api: Api, cost: Any) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(5, 1))
+    api(limiter.try_acquire("k", 1))
+
+    with pytest.raises(ValueError, match="cost is"):
+        api(limiter.try_acquire("k", cost))

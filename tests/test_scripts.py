@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from hashlib import sha1
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import Lane
@@ -13,7 +14,7 @@ from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
-from shared_resilience.commands import Command
+from shared_resilience.commands import Command, Operation
 from shared_resilience.evidence import EVIDENCE
 from shared_resilience.heartbeat import BEAT, ENROL
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
@@ -26,16 +27,16 @@ PINNED = {
     "evidence": "dba04ffb3f755cab8ae914801282bffcc0dd8ad7",
     "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "leaky_bucket": "6d39eb626b88659098effe0f5be919ace25ea402",
-    "rate_limiter": "dbb024498c1833f7490c85d1c4e9638ca5446ab6",
+    "leaky_bucket": "6a0b9ae265d6ba4308fff31891c2bc0ac04128a8",
+    "rate_limiter": "df92efcf240d4b67fba170f9912611d9d77e8856",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "69f4d2fdcea9436131a2f22dc161691dda6f4738",
-    "rate_limiter_peek": "625df67efc8017d6753c053523ebf6e88b82281e",
+    "rate_limiter_pause": "64b59aff61b1fd777f03bfe3f55c20d2409423ed",
+    "rate_limiter_peek": "74d8f885e2bb3180950f27da36bf070a9b9e7435",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "2d78be8bf91ee162b91d1c7369421a706ed148ea",
-    "sliding_window": "615524ee9d0e9a1522f6baf48e871a9ed31b4933",
-    "token_bucket": "6580ff1d77d0ef2af0639ada58d0b428904da507",
-    "token_bucket_lease": "04e951f3f8726a86859e416995a513f7c8b78a6b",
+    "rate_limiter_settle": "1a3b8040b8b394e632e2d0311ab6c91d7e3d1bc7",
+    "sliding_window": "36a4c2cbc244ab551b4c6bc56890fbcef62541cc",
+    "token_bucket": "17ded90b93cf3b41a4fe66449a0dc20b5a969d30",
+    "token_bucket_lease": "36a60be70c470ecd27c172e7199dd23bd84bae93",
 }
 
 
@@ -157,7 +158,10 @@ def test_a_damaged_bucket_is_an_unused_one_and_is_mended_by_the_next_call(
     take = one_bucket(prefix)
     store.client.execute_command(damage[0], take.keys[1], *damage[1:])
 
-    assert step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(take))[:4] == [1, 1, 10, 9]
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False))
+    peek = LimitCommands([TokenBucket(10, 1)]).peek(take.keys, 1)
+    assert step(redis_store.execute(peek))[:4] == [1, 1, 10, 10]
+    assert step(redis_store.execute(take))[:4] == [1, 1, 10, 9]
 
 
 @pytest.mark.parametrize("field", ["microlevel", "time_us"])
@@ -245,6 +249,67 @@ def test_scripts_refuse_what_the_client_would_never_send(
         step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
 
     assert not store.client.exists(*command.keys)
+
+
+@pytest.mark.parametrize("positions", [(0, 5), (0, 6), (0, 7), (5, 6), (5, 7), (6, 7)])
+def test_two_fractions_do_not_make_an_integer(store: Lane, prefix: str, positions: tuple[int, int]) -> None:
+    command = one_bucket(prefix)
+    args = tuple("1.5" if number in positions else argument for number, argument in enumerate(command.args))
+
+    with pytest.raises(Exception, match=r"must be an integer"):
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
+
+
+def only_usual(command: Command[Any]) -> Command[Any]:
+    """The same, by a script that answers with an error what its first part does not decide."""
+    first, rest = command.operation.loaded.text.split("\n-- Everything else.\n")
+    assert "reply_of" in rest
+    text = first + '\nreturn redis.error_reply("ERR everything else")\n'
+    operation = Operation(command.operation.script, command.operation.twin, lambda reply, source: reply)
+    script = scripts.Script("usual", text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return Command(WithScript(operation, script), command.keys, command.args)  # type: ignore[arg-type]  # as far as used
+
+
+class WithScript(NamedTuple):
+    """An operation with another script."""
+
+    operation: Operation[Any]
+    loaded: scripts.Script
+
+
+@pytest.mark.parametrize(
+    ("limit", "costs"),
+    [
+        (TokenBucket(1, 1e-6), [1]),
+        (TokenBucket(1, 1e9), [1, 1]),
+        (TokenBucket(3, 1), [1, 2]),
+        (TokenBucket(7, 3), [5, 1, 1]),
+        (TokenBucket(10**9, 1 / 3), [10**9]),
+        (TokenBucket(1001, 100 / 60), [1, 3, 997]),
+    ],
+)
+def test_a_usual_call_is_decided_by_the_first_part_of_its_script(
+    store: Lane, prefix: str, limit: TokenBucket, costs: list[int]
+) -> None:
+    times = iter([1_763_880_000_000_000 + number for number in range(0, 20_000, 1000)])
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False), times.__next__)
+    for cost in costs:
+        take = LimitCommands([limit]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:b"), cost)
+
+        assert step(redis_store.execute(only_usual(take)))[0] == 1
+
+
+def test_a_refusal_that_the_oldest_call_ends_needs_no_search_in_the_log(store: Lane, lane: str, prefix: str) -> None:
+    if lane == "fakeredis":
+        pytest.skip("counts at a real server")
+    take = LimitCommands([SlidingWindow(10, 60)]).take((f"{prefix}:{{a}}:o", f"{prefix}:{{a}}:w"), 1)
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False))
+    allowed = [step(redis_store.execute(take))[0] for _ in range(10)]
+    store.client.config_resetstat()
+    refused = step(redis_store.execute(take))
+
+    assert (allowed, refused[0]) == ([1] * 10, 0)
+    assert "cmdstat_zcard" not in store.client.info("commandstats")
 
 
 def test_a_script_refuses_a_kind_of_limit_that_does_not_exist(store: Lane, prefix: str) -> None:

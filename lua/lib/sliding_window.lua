@@ -29,7 +29,7 @@ local function measure(log)
   log.reset_after = 0
   if log.used > 0 then
     local left = log.rebased and log.window + 1 or log.last + log.window + 1 - log.now
-    log.reset_after = math.max(0, math.min(left, LONGEST_WAIT))
+    log.reset_after = math.min(left, LONGEST_WAIT)
   end
 end
 
@@ -43,7 +43,7 @@ function sliding_window.check(key, now, limit, window, slot, share)
   end
   local log = {
     key = key, now = now, size = limit, window = window, slot = slot, divided = share > 1, delay = 0, rebased = false,
-    sum = 0, used = 0, start = 0, oldest_cost = 0, remaining = limit, reset_after = 0,
+    sum = 0, used = 0, oldest_cost = 0, remaining = limit, reset_after = 0,
   }
   local newest = redis.call("ZRANGE", key, -1, -1, "WITHSCORES")
   local sum, last_cost = parse(newest[1])

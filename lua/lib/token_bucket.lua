@@ -43,9 +43,6 @@ function token_bucket.wait(bucket, cost)
     end
     need = bucket.capacity
   end
-  if bucket.available >= need then
-    return 0
-  end
   return until_it_holds(need, bucket.tokens, bucket.time, bucket.now, bucket.refill, bucket.per)
 end
 

@@ -18,7 +18,7 @@ class Request:
 
     __slots__ = ("key", "packed", "parts")
 
-    def __init__(self, key: str, *parts: Argument) -> None:
+    def __init__(self, key: str, parts: tuple[Argument | bytes, ...]) -> None:
         self.key = key
         self.parts = parts
         self.packed = pack(parts)
@@ -113,8 +113,8 @@ class RedisStore:
             raise StoreError(reply, sent=True) from reply
         return reply  # type: ignore[no-any-return]  # what the server sent
 
-    async def _ask(self, key: str, *parts: Argument) -> Any:
-        reply = await self._wire.ask(Request(key, *parts))
+    async def _ask(self, key: str, *parts: Argument | bytes) -> Any:
+        reply = await self._wire.ask(Request(key, parts))
         if isinstance(reply, Exception):
             raise StoreError(reply, sent=True) from reply
         return reply
@@ -127,4 +127,5 @@ class RedisStore:
 
     def _run(self, verb: str, script: str, command: Command[Any]) -> Request:
         now = "" if self._now_us is None else self._now_us()
-        return Request(command.keys[0], verb, script, len(command.keys), *command.keys, *command.args, now)
+        keys = command.keys
+        return Request(keys[0], (verb, script, len(keys), *keys, *command.args, now))

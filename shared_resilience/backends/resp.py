@@ -35,7 +35,7 @@ def make_reader() -> Reader:
 def pack(parts: tuple[str | int | bytes, ...]) -> bytes:
     """A request as it is sent."""
     if hiredis is not None:
-        packed: bytes = hiredis.pack_command(parts)
+        packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub means any number of parts
         return packed
     encoded = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
     return b"*%d\r\n" % len(encoded) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in encoded])

@@ -209,7 +209,7 @@ class ClusterWire:
         """The client is the user's."""
 
 
-def joined(request: Request) -> tuple[Argument, ...]:
+def joined(request: Request) -> tuple[Argument | bytes, ...]:
     """The parts as redis-py wants them: a command of two words is one part."""
     first, second, *rest = request.parts
-    return (f"{first} {second}", *rest) if first == "SCRIPT" else request.parts
+    return (f"{first!s} {second!s}", *rest) if first == "SCRIPT" else request.parts
