@@ -183,6 +183,22 @@ def test_what_was_seen_alone_is_reported_once(fleet: Fleet) -> None:
     assert fleet.seen(1) == 2
 
 
+def test_successes_of_the_outage_are_reported_too_so_that_the_rate_is_right(fleet: Fleet) -> None:
+    assert fleet.passes(0)
+    fleet.lose_redis(0)
+    assert all(fleet.passes(0) for _ in range(20))
+    fleet.fail(0, 5)
+    fleet.clock.advance(0.2)
+    fleet.find_redis(0)
+    for _ in range(4):
+        assert fleet.passes(0)
+        fleet.clock.advance(0.2)
+    stats = fleet.breakers[1].get_stats()
+
+    assert (stats["state"], stats["failures"]) == ("closed", 5)
+    assert 25 <= int(str(stats["calls"])) <= 30
+
+
 def test_what_opened_a_circuit_alone_is_reported_while_it_is_in_the_window(fleet: Fleet) -> None:
     assert all(fleet.passes(which) for which in range(2))
     fleet.lose_redis(0)

@@ -446,6 +446,18 @@ def test_a_late_result_from_before_the_circuit_opened_changes_nothing(api: Api) 
     assert (before["state"], before["failures"]) == (after["state"], after["failures"]) == ("closed", 0)
 
 
+def test_a_slow_block_is_a_slow_call(api: Api) -> None:
+    breaker = Breaker(api, CircuitBreakerConfig(slow_call_seconds=2))
+    for seconds, error in ((1.9, None), (2.0, None), (2.0, DownError())):
+        guard = enter(api, breaker)
+        api.clock.advance(seconds)
+        leave(api, guard, error)
+    stats = breaker.stats()
+
+    assert (stats["calls"], stats["slow_calls"], stats["failures"]) == (3, 2, 1)
+    assert stats["local"]["breaker.slow"] == 2
+
+
 def test_guard_counts_a_block_as_a_call(api: Api) -> None:
     breaker = Breaker(api)
     for _ in range(5):
@@ -465,11 +477,11 @@ def test_the_decorator_serves_both_kinds_of_functions_and_keeps_what_they_are(ap
         return f"{amount} {currency}"
 
     @breaker.breaker
-    async def refund(amount: int) -> int:
-        return -amount
+    async def refund(amount: int, *, fee: int = 0) -> int:
+        return -amount - fee
 
     assert charge(5, currency="USD") == "5 USD"
-    assert asyncio.run(_await(refund(5))) == -5
+    assert asyncio.run(_await(refund(5, fee=1))) == -6
     assert (charge.__name__, charge.__doc__) == ("charge", "Charges.")
     assert str(inspect.signature(charge)) == "(amount: 'int', *, currency: 'str' = 'EUR') -> 'str'"
     assert inspect.iscoroutinefunction(refund)
@@ -523,6 +535,7 @@ def test_events_tell_of_each_change_with_the_evidence(api: Api, events: list[Eve
     breaker.half_open(probes=3)
 
     assert names(events) == ["breaker.opened", "breaker.half_opened", "breaker.closed"]
+    assert {event.resource for event in events} == {"payments"}
     opened = events[0].details
     assert (opened["calls"], opened["failures"], opened["trips"]) == (7, 5, 1)
     assert opened["workers"] == (api.runtime.process.heartbeat.worker_id,)
@@ -690,6 +703,25 @@ def test_a_failure_is_told_at_once_from_half_of_the_rate_on(api: Api) -> None:
     assert sent == [1, 0]
 
 
+def test_an_override_of_the_rate_says_which_failures_can_wait(api: Api) -> None:
+    breaker = Breaker(api)
+    api(api.service.set_override("payments", "breaker.failure_rate", 0.02))
+    breaker.succeed(20)
+    api.clock.advance(0.2)
+    breaker.succeed()
+
+    assert Counting(api).of(breaker.fail) == 1
+
+
+def test_one_caller_asks_when_a_command_is_due(api: Api) -> None:
+    breaker = Breaker(api)
+    breaker.succeed()
+    api.clock.advance(0.2)
+    evidence = breaker.breaker._core.evidence
+
+    assert [evidence.claim(), evidence.claim()] == [True, False]
+
+
 def test_a_failure_that_can_open_nothing_is_told_with_the_next_sync(api: Api) -> None:
     measured, late = Breaker(api), Breaker(api, CONFIG, "late")
     shadow = Breaker(api, CircuitBreakerConfig(shadow=True), "shadow")
@@ -793,8 +825,9 @@ def test_a_change_is_told_once_by_its_cause_and_as_observed_by_others_with_its_e
     two = Two(store, prefix)
     assert two.passes(1)
     two.fail(0, 5)
-    two.clock.advance(30)
-    two.passes(1)
+    for _ in range(3):
+        two.clock.advance(10)
+        two.passes(1)
     two.clock.advance(31)
     assert all(two.passes(0) for _ in range(3))
     two.clock.advance(1)
@@ -817,6 +850,92 @@ def test_a_reset_by_one_process_is_heard_by_another_within_a_second(store: Lane,
     two.clock.advance(1.0)
 
     assert two.passes(1)
+
+
+def test_a_mode_that_is_set_with_redis_cli_is_heard(store: Lane, prefix: str) -> None:
+    two = Two(store, prefix)
+    before = two.passes(0)
+    key = f"{prefix}:{{payments}}:breaker"
+    store.client.hset(key, "mode", "forced_open")
+    two.clock.advance(0.1)
+    forced = two.passes(0)
+    store.client.hdel(key, "mode")
+    two.clock.advance(1)
+
+    assert (before, forced, two.passes(0)) == (True, False, True)
+
+
+def test_an_override_that_is_no_number_is_announced_once(store: Lane, prefix: str) -> None:
+    two = Two(store, prefix)
+    store.client.hset(f"{prefix}:{{payments}}:overrides", "breaker.window", "soon")
+    for _ in range(3):
+        two.passes(0)
+        two.clock.advance(0.2)
+
+    assert [(event.name, event.resource, dict(event.details)) for event in two.events[0]] == [
+        ("override.ignored", "payments", {"field": "breaker.window"})
+    ]
+
+
+def test_modes_are_announced_to_all_and_quiet_changes_to_nobody(store: Lane, prefix: str) -> None:
+    two = Two(store, prefix)
+    assert two.passes(1)
+    for act in (two.breakers[0].reset, two.breakers[0].force_closed, two.breakers[0].reset, two.breakers[0].force_open):
+        act()
+        two.clock.advance(1)
+        two.passes(1)
+    late = Two(store, prefix)
+    late.clock.advance(10)
+    late.passes(0)
+
+    told = [(event.name, event.details["mode"], event.details["observed"]) for event in two.events[1]]
+    assert told == [
+        ("breaker.closed", "forced_closed", True),
+        ("breaker.closed", None, True),
+        ("breaker.opened", "forced_open", True),
+    ]
+    assert [event.details["observed"] for event in two.events[0]] == [False] * 4
+    assert [event.name for event in late.events[0]] == ["breaker.opened"]
+
+
+def test_two_versions_of_a_configuration_share_one_circuit(store: Lane, prefix: str) -> None:
+    old, new = (
+        Two(store, prefix, CircuitBreakerConfig(3, jitter=0)),
+        Two(store, prefix, CircuitBreakerConfig(9, window=60)),
+    )
+    new.clock = old.clock
+    assert all(two.passes(0) for two in (old, new))
+    new.fail(0, 5)
+    seen = new.breakers[0].state.value
+    old.fail(0)
+    opened = old.breakers[0].state.value
+
+    assert (seen, opened) == ("closed", "open")
+
+
+def test_a_clock_that_steps_back_stretches_an_open_time_by_no_more_than_itself(store: Lane, prefix: str) -> None:
+    two = Two(store, prefix)
+    two.fail(0, 5)
+    backend: Any = two.services[0]._runtime.backends.blocking
+    now_us = backend._store._now_us
+    backend._store._now_us = lambda: now_us() - 3_600_000_000
+    two.clock.advance(1)
+    two.passes(0)
+    two.clock.advance(59)
+    still = two.passes(0)
+    two.clock.advance(1)
+
+    assert not still
+    assert two.passes(0)
+
+
+def test_a_resource_shows_the_numbers_of_its_limits_and_of_its_breaker(store: Lane, prefix: str) -> None:
+    two = Two(store, prefix)
+    two.services[0].get_or_create_rate_limiter("search", TokenBucket(10, 1))
+    two.services[0].get_or_create_circuit_breaker("search").call(lambda: None)
+    config = store.client.hgetall(f"{prefix}:{{search}}:config")
+
+    assert {b"limit.token_bucket.capacity", b"breaker.window"} <= set(config)
 
 
 def test_a_hash_that_is_deleted_by_hand_is_a_closed_circuit_and_counts_again(store: Lane, prefix: str) -> None:
@@ -959,6 +1078,70 @@ def test_failures_of_many_threads_share_their_reports_and_none_is_lost(store: La
 
     assert two.breakers[1].get_stats()["failures"] == 160
     assert len(sent) <= 160 + 1
+
+
+def test_failures_of_many_tasks_share_their_reports_and_none_is_lost(store: Lane, prefix: str) -> None:
+    two = Two(store, prefix, CircuitBreakerConfig(failure_threshold=10_000))
+    service = two.services[0].aio
+    breaker = service.get_or_create_circuit_breaker("payments")
+    backend: Any = service._runtime.backends.suspending
+    run, sent = backend.run, []
+
+    async def counting(*args: Any, **kwargs: Any) -> Any:
+        sent.append(1)
+        return await run(*args, **kwargs)
+
+    async def fail() -> None:
+        with pytest.raises(DownError):
+            async with breaker.guard():
+                raise DownError
+
+    async def main() -> None:
+        backend.run = counting
+        await asyncio.gather(*(fail() for _ in range(50)))
+        await service.close()
+
+    asyncio.run(main())
+
+    assert two.breakers[1].get_stats()["failures"] == 50
+    assert len(sent) <= 6
+
+
+class OneByOne:
+    """A backend whose replies come when the test says so, in any order."""
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Future[View]] = []
+
+    async def run(self, *args: object) -> View:
+        self.asked.append(asyncio.get_running_loop().create_future())
+        return await self.asked[-1]
+
+
+@pytest.mark.parametrize(("generation", "adopted"), [(4, 5), (5, 5), (6, 6)])
+def test_of_two_replies_the_one_that_was_asked_for_later_stands_unless_the_other_is_of_a_later_generation(
+    generation: int, adopted: int
+) -> None:
+    core = ResilienceService.local().get_or_create_circuit_breaker("payments")._core
+    backend: Any = OneByOne()
+
+    def view(generation: int) -> View:
+        return View(1, 0, "closed", "", generation, 0.0, 0.0, generation, 0, 0, (), 0, 0, 0, "", "redis")
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(core.evidence.sync(backend)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for number, told in ((0, 3), (2, 5), (1, generation)):
+            backend.asked[number].set_result(view(told))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+    assert core.evidence.view is not None
+    assert core.evidence.view.generation == adopted
+    assert core.evidence.tally is not None
+    assert core.evidence.tally.generation == adopted
 
 
 @pytest.mark.parametrize(
