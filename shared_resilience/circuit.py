@@ -55,6 +55,7 @@ class Circuit:
         self.lapsed: list[str] = []
         self.failing: list[str] = []
         self.probes: set[str] = set()
+        self.begun_again: dict[str, str] = {}
         self.caused = self.leases = self.successes = 0
         self.cleared = False
         mode = self.fields.get("mode", "")
@@ -102,7 +103,7 @@ class Circuit:
             self.stale.append(field)
             return
         if begin > self.now:
-            self._put(field, f"{self.now}+{length}")
+            self.begun_again[token] = f"{self.now}+{length}"
         self.probes.add(token)
         self.leases += 1
 
@@ -222,6 +223,7 @@ class Circuit:
     def take_back(self, token: str) -> None:
         """Takes the probe of `token` back."""
         self.drops.append(f"probe.{token}")
+        self.probes.remove(token)
         self.leases -= 1
 
     def succeed(self) -> None:
@@ -240,6 +242,9 @@ class Circuit:
 
     def save(self) -> None:
         """Marks what has changed as to be written."""
+        for token, lease in self.begun_again.items():
+            if token in self.probes:
+                self._put(f"probe.{token}", lease)
         if not self.writes and not self.drops:
             return
         left = {} if self.cleared else {field: text for field, text in self.fields.items() if field not in self.drops}

@@ -360,6 +360,19 @@ class Fleet(RuleBasedStateMachine):
             assert self.lane.client.hlen(self.keys[1]) <= 12 + 3 * 2 * 12 + 2 * len(WORKERS)
 
 
+def test_a_probe_that_is_given_back_after_the_clock_went_back_is_gone(store: Lane) -> None:
+    Fleet.lane, Fleet.visited = store, set()
+    fleet = Fleet()
+    fleet.begin()
+    fleet.the_dependency_breaks_for_all(OLD, 1)
+    fleet.ask_when_the_open_time_is_over("w0", OLD, 0)
+    fleet.the_clock_steps(-1)
+    fleet.settle_a_probe(OLD, 0, "cancelled")
+
+    fleet.tell("w0", 0, OLD, fleet.made(OLD, 0, 0, 0))
+    fleet.teardown()
+
+
 def test_script_twin_and_model_go_through_the_same_histories(store: Lane, lane: str) -> None:
     Fleet.lane, Fleet.visited = store, set()
     examples = 200 if lane != "fakeredis" else 40

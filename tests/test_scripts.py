@@ -21,10 +21,10 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "circuit_breaker_control": "099e77b9c9d6a078f1ef8baba48a3ade2585c785",
-    "circuit_breaker_probe": "abd61f2aa261a5c9f0907423dc9b9a722cec4971",
-    "circuit_breaker_settle": "f38f1b8a0e1eacdd44977d0c2e1a988e9dcadc78",
-    "evidence": "dba04ffb3f755cab8ae914801282bffcc0dd8ad7",
+    "circuit_breaker_control": "86f196a67e83c00f43b4c0c88fb1be6ae744088c",
+    "circuit_breaker_probe": "6cffa34453d7624902736c6df4933978518baafa",
+    "circuit_breaker_settle": "38c5872716bcf9948ebd7b2975280f6effcc83d4",
+    "evidence": "b9660ef08d9910939d9424af35dd65b2a75858c7",
     "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
     "leaky_bucket": "6a0b9ae265d6ba4308fff31891c2bc0ac04128a8",

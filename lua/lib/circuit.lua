@@ -97,7 +97,7 @@ local function see_probe(it, field, token)
     return
   end
   if begin > it.now then
-    put(it, field, to_text(it.now) .. "+" .. to_text(length))
+    it.begun_again[token] = to_text(it.now) .. "+" .. to_text(length)
   end
   it.probes[token], it.leases = true, it.leases + 1
 end
@@ -155,7 +155,7 @@ end
 function circuit.read(key, now, numbers)
   local it = {
     key = key, now = now, fields = {}, writes = {}, drops = {}, stale = {}, lapsed = {}, caused = 0, leases = 0,
-    probes = {}, successes = 0, numbers = numbers,
+    probes = {}, begun_again = {}, successes = 0, numbers = numbers,
   }
   local stored = redis.call("HGETALL", key)
   for index = 1, #stored, 2 do
@@ -273,7 +273,7 @@ end
 -- Takes the probe of `token` back.
 function circuit.take_back(it, token)
   it.drops[#it.drops + 1] = "probe." .. token
-  it.leases = it.leases - 1
+  it.probes[token], it.leases = nil, it.leases - 1
 end
 
 -- One more successful probe; with enough of them the circuit is closed.
@@ -294,6 +294,11 @@ end
 
 -- Writes what has changed. A forced mode has no end; anything else lives for a day, an open circuit beyond its end.
 function circuit.save(it)
+  for token, lease in pairs(it.begun_again) do
+    if it.probes[token] then
+      put(it, "probe." .. token, lease)
+    end
+  end
   if #it.writes == 0 and #it.drops == 0 then
     return
   end
