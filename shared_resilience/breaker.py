@@ -229,11 +229,10 @@ class Breaker(Component):
             if field not in self._ignored:
                 self._ignored.add(field)
                 self._process.events.emit("override.ignored", self.name, field=field)
-        known = before is not None and before.generation == view.generation
         quiet = view.state == "closed" and not view.mode and (before is None or before.state == "closed")
         if view.caused:
             self.resource.count(EVENTS[view.state])
-        elif known or view.generation == self._announced or (quiet and (before is None or not before.mode)):
+        elif view.generation == self._announced or (quiet and (before is None or not before.mode)):
             return
         self._announced = view.generation
         self._process.events.emit(EVENTS[view.state], self.name, **self._details(view))

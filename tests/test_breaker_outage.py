@@ -199,6 +199,21 @@ def test_successes_of_the_outage_are_reported_too_so_that_the_rate_is_right(flee
     assert 25 <= int(str(stats["calls"])) <= 30
 
 
+def test_an_outage_without_failures_is_reported_too(fleet: Fleet) -> None:
+    assert fleet.passes(0)
+    fleet.lose_redis(0)
+    assert all(fleet.passes(0) for _ in range(20))
+    fleet.clock.advance(0.2)
+    fleet.passes(0)
+    fleet.find_redis(0)
+    for _ in range(3):
+        fleet.clock.advance(0.2)
+        assert fleet.passes(0)
+    calls = int(str(fleet.breakers[1].get_stats()["calls"]))
+
+    assert 20 <= calls <= 25
+
+
 def test_what_opened_a_circuit_alone_is_reported_while_it_is_in_the_window(fleet: Fleet) -> None:
     assert all(fleet.passes(which) for which in range(2))
     fleet.lose_redis(0)

@@ -1180,6 +1180,20 @@ def test_a_wrong_value_is_an_error_that_names_field_value_and_range(
         assert allowed in str(wrong.value)
 
 
+def test_what_is_wrong_is_said_in_full() -> None:
+    with pytest.raises(ValueError, match=r"^slow_call_rate is 0.5, but must be None where slow_call_seconds is None$"):
+        CircuitBreakerConfig(slow_call_rate=0.5)
+    with pytest.raises(ValueError, match=r"^is_failure is 5, but must be a function of the result, or None$"):
+        CircuitBreakerConfig(is_failure=5)  # type: ignore[arg-type]
+
+
+def test_a_minimum_of_calls_that_is_not_given_is_the_threshold() -> None:
+    given, not_given = CircuitBreakerConfig(7, minimum_calls=9), CircuitBreakerConfig(7)
+
+    assert (given.numbers()["minimum_calls"], not_given.numbers()["minimum_calls"]) == (9, 7)
+    assert (given.arguments()[3], not_given.arguments()[3]) == (9, 0)
+
+
 def test_the_least_and_the_greatest_values_are_taken() -> None:
     least = CircuitBreakerConfig(
         1, 0, 0.1, 1, 0.000001, 0.000001, 1, 0.001, 1, 0.001, 0, 1, 0.001, 1, expected_exceptions=()
