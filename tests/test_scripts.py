@@ -285,7 +285,7 @@ class WithScript(NamedTuple):
         (TokenBucket(3, 1), [1, 2]),
         (TokenBucket(7, 3), [5, 1, 1]),
         (TokenBucket(10**9, 1 / 3), [10**9]),
-        (TokenBucket(1001, 100 / 60), [1, 3, 997]),
+        (TokenBucket(1001, 100 / 60, label="tenant"), [1, 3, 997]),
     ],
 )
 def test_a_usual_call_is_decided_by_the_first_part_of_its_script(

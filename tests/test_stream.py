@@ -306,6 +306,22 @@ def test_a_users_small_pool_keeps_its_connections_for_its_user(
     assert asyncio.run(main()) == ("redis", kept)
 
 
+async def closed_by_its_user(server: Server, prefix: str) -> str:
+    client = async_redis.Redis(port=server.port, protocol=2)
+    service = AsyncResilienceService(async_client=client, prefix=prefix, command_timeout=PATIENT)
+    await limiter_of(service).try_acquire()
+    async with asyncio.timeout(5):
+        await client.connection_pool.disconnect()
+    source = str((await limiter_of(service).try_acquire()).source)
+    await service.close()
+    await client.aclose()
+    return source
+
+
+def test_a_user_may_disconnect_the_pool_from_which_the_connection_is_taken(server: Server, prefix: str) -> None:
+    assert asyncio.run(closed_by_its_user(server, prefix)) == "redis"
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_child_forked_inside_a_loop_asks_on_a_connection_of_its_own(server: Server, prefix: str) -> None:
     service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)

@@ -41,6 +41,7 @@ class Stream(asyncio.Protocol):
         self._sent: deque[tuple[Future, float]] = deque()
         self._flush_is_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._before = transport.get_protocol()
         transport.set_protocol(self)
 
     def ask(self, data: bytes) -> Future:
@@ -118,6 +119,7 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end(RedisConnectionError(f"the connection is lost ({error or 'closed by the server'})"))
+        self._before.connection_lost(None)  # redis-py waits for this when its user disconnects the pool
 
     def _end(self, cause: Exception) -> None:
         """Fails what is in flight, and what was not sent yet; each is told which of the two it was."""
