@@ -21,12 +21,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_circuit_twin import as_stored, comparable, stored
+from test_circuit_twin import as_stored, comparable, stored, wire_of
 
 from shared_resilience import CircuitBreakerConfig
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
-from shared_resilience.backends.wires import PoolWire
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Argument, Command, State
 from shared_resilience.evidence import EVIDENCE
@@ -192,7 +191,7 @@ class Fleet(RuleBasedStateMachine):
         stem = f"machine:{{{next(_numbers)}}}"
         self.keys = (f"{stem}:overrides", f"{stem}:breaker", f"{stem}:workers")
         self.now = 1_763_880_000_000_000
-        self.redis = RedisStore(PoolWire(self.lane.pool, 5, theirs=False), lambda: self.now)
+        self.redis = RedisStore(wire_of(self.lane), lambda: self.now)
         self.states: dict[str, State] = {self.keys[2]: dict.fromkeys(WORKERS, self.now)}
         self.lane.client.zadd(self.keys[2], dict.fromkeys(WORKERS, 1))
         self.model = Model()

@@ -85,6 +85,12 @@ def elapsed(source: random.Random) -> int:
     return int(10 ** source.uniform(7, 10))
 
 
+def wire_of(lane: Lane) -> PoolWire:
+    """One for all histories on a lane: each keeps a connection."""
+    wire: PoolWire = lane.__dict__.setdefault("wire", PoolWire(lane.pool, 5, theirs=False))
+    return wire
+
+
 class History:
     """A random history, taken by the twins while it is thought up, and then by Redis."""
 
@@ -97,7 +103,7 @@ class History:
         self.keys = (f"{stem}:overrides", f"{stem}:breaker", f"{stem}:workers")
         self.now = 1_763_880_000_000_000
         self.times: list[int] = []
-        self.redis = RedisStore(PoolWire(lane.pool, 5, theirs=False), lambda: self.times.pop(0))
+        self.redis = RedisStore(wire_of(lane), lambda: self.times.pop(0))
         self.asked: list[int] = []
         self.commands: list[Command[Any]] = []
         self.expected: list[list[Any]] = []
@@ -313,3 +319,14 @@ def test_a_mode_that_is_set_by_hand_holds_and_takes_the_end_from_the_hash(store:
 
     assert (view[0], view[2], view[3], view[8]) == (1, "closed", "metrics_only", 9)
     assert history.client.pttl(history.keys[1]) == -1
+
+
+def test_open_times_are_whole_microseconds(store: Lane) -> None:
+    config = CircuitBreakerConfig(1, timeout_seconds=0.001001, open_multiplier=1.5, jitter=0)
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(config, 0, 0, 0)).then(0, history.told(config, 1, 1, 0))
+    history.then(1001, Command(PROBE, history.keys[:2], (*config.arguments(), "t")))
+    failure = (*config.arguments(), "w", "t", history.generations[-1], "failure", 0)
+    history.then(0, Command(SETTLE, history.keys[:2], failure)).compare()
+
+    assert [reply[5] for reply in history.expected] == [0, 1001, 0, 1501]
