@@ -326,7 +326,7 @@ def test_open_times_are_whole_microseconds(store: Lane) -> None:
     history = History(store, "defaults", 0)
     history.then(0, history.told(config, 0, 0, 0)).then(0, history.told(config, 1, 1, 0))
     history.then(1001, Command(PROBE, history.keys[:2], (*config.arguments(), "t")))
-    failure = (*config.arguments(), "w", "t", history.generations[-1], "failure", 0)
+    failure: tuple[Argument, ...] = (*config.arguments(), "w", "t", history.generations[-1], "failure", 0)
     history.then(0, Command(SETTLE, history.keys[:2], failure)).compare()
 
     assert [reply[5] for reply in history.expected] == [0, 1001, 0, 1501]
