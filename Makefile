@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# For a part of the mutants: make mutants ONLY=sliding_window.lua LIMIT=50
+# For a part of the mutants: make mutants PART=scripts (or core), or ONLY=sliding_window.lua LIMIT=50
+PART ?= all
 ONLY ?=
 LIMIT ?=
 
@@ -16,7 +17,7 @@ help:
 	@echo "make test         all tests, on every server that is installed here"
 	@echo "make test-quick   without servers, in seconds"
 	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
-	@echo "make mutants      small mistakes in scripts and core, which the tests must find (ONLY=file, LIMIT=number)"
+	@echo "make mutants      small mistakes in scripts and core, which the tests must find (PART=, ONLY=file, LIMIT=)"
 	@echo "make bench        what decisions cost, beside other libraries; writes docs/performance.md (BENCH=options)"
 	@echo "make soak         three million decisions, whose counts must be exact and whose memory must stay flat"
 	@echo "make lint         ruff, mypy --strict, luacheck on the composed scripts"
@@ -54,7 +55,7 @@ test-oldest: .venv-oldest/.installed
 	@touch $@
 
 mutants: .venv/.mutants
-	PYTHONPATH=.:tests $(BIN)/python -m mutation $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit $(LIMIT))
+	PYTHONPATH=.:tests $(BIN)/python -m mutation --part $(PART) $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit $(LIMIT))
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --editable '.[bench]'

@@ -25,8 +25,9 @@ def main() -> int:
         of_core = core.results(options.limit, options.only)
     for survivor in table.unexplained([*of_scripts, *of_core]):
         print(f"{survivor.file}:{survivor.line} {survivor.change}  survives unexplained in: {survivor.source}")
-    if not options.only and options.limit is None and options.part == "all":
-        table.write(of_scripts, of_core)
+    if not options.only and options.limit is None:
+        ran = {"scripts": of_scripts, "core": of_core}
+        table.write({part: results for part, results in ran.items() if options.part in (part, "all")})
     shares = table.percentage(of_scripts), table.percentage(of_core)
     print(f"killed: {shares[0]:.1f} % of the scripts' mutants, {shares[1]:.1f} % of the core's;", end=" ")
     print(f"{time.monotonic() - started:.0f} s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,18 +54,26 @@ def unexplained(results: Sequence[Result]) -> list[Survivor]:
     return [s for result in results for s in result.survivors if (s.file, s.source, s.change) not in known]
 
 
-def write(scripts: Sequence[Result], core: Sequence[Result]) -> None:
-    """Writes `docs/mutants.md`."""
+HEADINGS = {"scripts": "Scripts", "core": "Core in Python"}
+HEAD = (
+    "# Mutants\n\n"
+    "`make mutants` makes one small mistake at a time in the sources and runs the tests. A mutant that a test finds is"
+    " killed;\nwhat survives is listed with the reason. At least 95 % must be killed. This page is written by `make"
+    " mutants`; the reasons\nstand in `mutation/equivalents.toml`.\n"
+)
+
+
+def write(sections: Mapping[str, Sequence[Result]]) -> None:
+    """Writes sections of `docs/mutants.md`; one that was not run anew stays as it is."""
     place = ROOT / "docs" / "mutants.md"
-    place.parent.mkdir(exist_ok=True)
-    text = (
-        "# Mutants\n\n"
-        "`make mutants` makes one small mistake at a time in the sources and runs the tests. A mutant that a test finds"
-        " is killed;\nwhat survives is listed with the reason. At least 95 % must be killed. This page is written by"
-        " `make mutants`; the reasons\nstand in `mutation/equivalents.toml`.\n\n"
-        f"## Scripts\n\n{_section(scripts)}\n## Core in Python\n\n{_section(core)}"
-    )
-    place.write_text(text, encoding="utf-8")
+    old = place.read_text(encoding="utf-8") if place.exists() else ""
+    texts = []
+    for name, heading in HEADINGS.items():
+        text = old.partition(f"\n## {heading}\n\n")[2].partition("\n## ")[0]
+        if name in sections:
+            text = _section(sections[name])
+        texts.append(f"\n## {heading}\n\n{text.rstrip()}\n")
+    place.write_text(HEAD + "".join(texts), encoding="utf-8")
 
 
 def _section(results: Sequence[Result]) -> str:
