@@ -1,7 +1,11 @@
 """Distributed resilience backed by shared Redis state: limits that a whole fleet of processes keeps together."""
 
+from shared_resilience.circuit import CircuitState
+from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
+from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.decision import Decision
 from shared_resilience.errors import (
+    CircuitBreakerOpenError,
     RateLimitExceeded,
     ResilienceError,
     StoreConfigurationError,
@@ -17,8 +21,13 @@ from shared_resilience.token_bucket import TokenBucket
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncCircuitBreaker",
     "AsyncRateLimiter",
     "AsyncResilienceService",
+    "CircuitBreaker",
+    "CircuitBreakerConfig",
+    "CircuitBreakerOpenError",
+    "CircuitState",
     "Decision",
     "Event",
     "LeakyBucket",

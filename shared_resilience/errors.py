@@ -2,6 +2,7 @@
 
 ResilienceError
 ├── RateLimitExceeded           a limit has no room; `.retry_after` says when it has
+├── CircuitBreakerOpenError     a circuit is open; `.retry_after` says when it may let a probe pass
 ├── StoreUnavailableError       Redis could not decide, and `on_outage="raise"` was asked for
 └── StoreConfigurationError     Redis answers, but not to this configuration: password, permissions, cluster mode
 
@@ -40,6 +41,20 @@ class RateLimitExceeded(ResilienceError):
 
     def __reduce__(self) -> tuple[type[RateLimitExceeded], tuple[str, str, Decision]]:
         return type(self), (self.name, self.key, self.decision)
+
+
+class CircuitBreakerOpenError(ResilienceError):
+    """A circuit breaker refused a call.
+
+    `name` is the resource, `retry_after` the seconds until it may let a probe pass (`inf`: it was forced open).
+    """
+
+    def __init__(self, name: str, retry_after: float) -> None:
+        self.name = name
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:  # only when it is read: refusing is to cost next to nothing
+        return f"circuit {self.name!r} is open: retry after {self.retry_after:.3f} s"
 
 
 class StoreUnavailableError(ResilienceError):

@@ -4,10 +4,17 @@
 |---|---|---|
 | `limit.refused` | a rate limiter refused a call | key, decision |
 | `limit.shadow_refused` | a rate limiter in shadow mode would have refused a call | key, decision |
+| `breaker.opened` | the circuit opened; in the process that caused it, and in each other when it hears of it | below |
+| `breaker.half_opened` | the open time is over and a probe was lent, likewise | below |
+| `breaker.closed` | the circuit closed, or was reset, likewise | below |
 | `override.ignored` | an override is no number in its range; once per process and field | field |
 | `store.lost` | Redis cannot decide any more; this process decides alone | fault, error |
 | `store.recovered` | Redis decides again | seconds_away |
 | `store.rejected` | Redis answered a command with an error of its own, such as WRONGTYPE; decided locally | error |
+
+Of a breaker the details are: `observed` (False in the one process of the fleet that caused it), `mode` (a forced mode
+or None), `generation`, `retry_after` in seconds, the evidence that opened the circuit (`calls`, `failures`,
+`slow_calls` and the failing `workers`), `trips` (openings in a row), `shadow` and `source`.
 """
 
 from __future__ import annotations

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def is_coroutine_function(function: Callable[..., object]) -> bool:
+def is_coroutine_function(
+    function: Callable[..., object], instead: str = "call try_acquire() or acquire() inside it instead"
+) -> bool:
     """Whether calls of `function` must be awaited: an `async def`, a partial of one, an object with such a `__call__`.
 
     Raises `TypeError` for what a decorator could not protect: generator functions, whose body runs long after the
-    call, and classes.
+    call (`instead` says what to do), and classes.
     """
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"{function!r} is not a function; decorate its methods, or functions that use it")
@@ -25,8 +27,7 @@ def is_coroutine_function(function: Callable[..., object]) -> bool:
         plain = type(plain).__call__
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
         raise TypeError(
-            f"{function!r} is a generator function: its body would run unprotected after the call; "
-            "call try_acquire() or acquire() inside it instead"
+            f"{function!r} is a generator function: its body would run unprotected after the call; {instead}"
         )
     return inspect.iscoroutinefunction(plain)
 

@@ -47,11 +47,15 @@ class Resource:
         self.paused_until = 0.0
         self.last_used = float("-inf")
 
-    def count(self, field: str) -> None:
-        """One more of `field`, here and, with the next heartbeat, in the fleet's counters.
+    def count(self, field: str, number: int = 1) -> None:
+        """`number` more of `field`, here and, with the next heartbeat, in the fleet's counters.
 
         A call notes it without a lock, for appending and popping are single operations; now and then one adds up.
         """
+        if number > 1:
+            with self._lock:
+                self._pending[field] += number
+            return
         self._noted.append(field)
         if len(self._noted) > MOST_NOTED:
             with self._lock:

@@ -43,13 +43,14 @@ def encode_name(name: str) -> str:
 class ResourceKeys:
     """The keys of one resource, `sr:{payments}:config` and its like, or of one of its partitions."""
 
-    __slots__ = ("_stem", "config", "name", "overrides", "stats", "workers")
+    __slots__ = ("_stem", "breaker", "config", "name", "overrides", "stats", "workers")
 
     def __init__(self, prefix: str, name: str, partition: str | None = None) -> None:
         self.name = encode_name(name)
         if partition is not None:
             self.name += f"/{encode_key(partition)}"
         self._stem = f"{prefix}:{{{self.name}}}:"
+        self.breaker = self._stem + "breaker"
         self.config = self._stem + "config"
         self.overrides = self._stem + "overrides"
         self.stats = self._stem + "stats"

@@ -1,4 +1,4 @@
-"""Live changes to limits, and pauses: the twin of `lua/lib/overrides.lua`."""
+"""Live changes to limits and circuit breakers, and pauses: the twin of `lua/lib/overrides.lua`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from shared_resilience import validation
+from shared_resilience.circuit_numbers import NUMBERS
 from shared_resilience.commands import Argument, Arguments, State
 from shared_resilience.integers import MILLION, to_integer
 from shared_resilience.sliding_window import LONGEST_WINDOW, SHORTEST_WINDOW, SLOTS
@@ -20,14 +21,21 @@ PER_LIMIT = 5
 """Arguments by which scripts are told of a limit: kind, label, three numbers."""
 
 
+BREAKER = "breaker."
 _FIELD = re.compile(r"limit\.([A-Za-z0-9_.-]{1,64})\.(capacity|limit|refill_rate|leak_rate|window)")
 
 
 def override_text(field: str, number: float) -> str:
     """`number` as the decimal text of the override `field`. Raises `ValueError` for what scripts would ignore."""
+    if (breaker := NUMBERS.get(field.removeprefix(BREAKER))) and field.startswith(BREAKER):
+        if breaker.finer == 1:
+            return str(validation.count(field, number, int(breaker.low), int(breaker.high)))
+        return f"{validation.number(field, number, breaker.low, breaker.high):.6f}"
     match = _FIELD.fullmatch(field)
     if not match:
-        raise ValueError(f"field is {field!r}, but must be one like 'limit.<label>.refill_rate', as in `config`")
+        raise ValueError(
+            f"field is {field!r}, but must be one like 'limit.<label>.refill_rate' or 'breaker.window', as in `config`"
+        )
     name = match[2]
     if name in ("capacity", "limit"):
         return str(validation.count(field, number))
@@ -60,9 +68,9 @@ class Overrides:
     def _ignore(self, field: str) -> None:
         self.ignored = f"{self.ignored} {field}".strip()
 
-    def count(self, field: str) -> int | None:
-        """The integer that overrides `field`."""
-        number = self.number(field, 1, LARGEST_COUNT)
+    def count(self, field: str, low: float = 1, high: float = LARGEST_COUNT) -> int | None:
+        """The integer from `low` to `high` that overrides `field`."""
+        number = self.number(field, low, high)
         if number is not None and not number.is_integer():
             self._ignore(field)
             return None

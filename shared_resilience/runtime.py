@@ -21,6 +21,8 @@ from shared_resilience.backends.process import Process, shared_process
 from shared_resilience.backends.redis import RedisStore, Wire
 from shared_resilience.backends.wires import ClusterWire, PoolWire
 from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWire, OwnPools, UsersPool
+from shared_resilience.breaker import Breaker
+from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.commands import Command
 from shared_resilience.errors import ResilienceError
 from shared_resilience.events import Listener
@@ -39,6 +41,7 @@ class Options(TypedDict, total=False):
     expected_workers: int | None
     command_timeout: float
     connect_timeout: float
+    sync_interval: float
     worker_id: str | None
     listeners: Iterable[Listener]
 
@@ -53,6 +56,7 @@ class CheckedOptions:
         expected_workers: int | None = None,
         command_timeout: float = 0.1,
         connect_timeout: float = 2.0,
+        sync_interval: float = 0.1,
         worker_id: str | None = None,
         listeners: Iterable[Listener] = (),
     ) -> None:
@@ -68,6 +72,7 @@ class CheckedOptions:
         self.worker_id = worker_id
         self.command_timeout = validation.number("command_timeout", command_timeout, 0.001, 3600)
         self.connect_timeout = validation.number("connect_timeout", connect_timeout, 0.001, 3600)
+        self.sync_interval = validation.number("sync_interval", sync_interval, 0.001, 60)
         self.listeners = tuple(listeners)
 
 
@@ -78,6 +83,7 @@ class Runtime:
         self.process = process
         self.backends = backends
         self.on_outage = options.on_outage
+        self._sync_interval = options.sync_interval
         process.events.add(options.listeners)
 
     def limiter(self, name: str, limits: tuple[Limit, ...], **options: object) -> Limiter:
@@ -95,8 +101,22 @@ class Runtime:
             raise ValueError(f"rate limiter {name!r} exists with another configuration: {core.config}, not {wanted}")
         return core
 
+    def breaker(self, name: str, config: CircuitBreakerConfig | None) -> Breaker:
+        """The circuit breaker `name` of this process; None stands for what an existing one has, else the default."""
+        if config is not None and not isinstance(config, CircuitBreakerConfig):
+            raise validation.wrong("config", config, "a CircuitBreakerConfig")
+        components = self.process.components
+        with self.process.lock:
+            core = cast("Breaker | None", components.get(("circuit_breaker", name)))
+            if core is None:
+                chosen = config or CircuitBreakerConfig()
+                core = components["circuit_breaker", name] = Breaker(name, chosen, self.process, self._sync_interval)
+        if config is not None and config != core.config:
+            raise ValueError(f"circuit breaker {name!r} exists with another configuration: {core.config}, not {config}")
+        return core
+
     async def override(self, backend: Backend, name: str, field: str, number: float | None) -> None:
-        """Overrides a number of a resource's limits for the fleet; None ends that."""
+        """Overrides a number of a resource for the fleet; None ends that."""
         text = "" if number is None else override_text(field, number)
         resource = self.process.heartbeat.resource(name)
         if text and resource.numbers and field not in resource.numbers:
@@ -120,11 +140,13 @@ class Runtime:
     def stats(self) -> dict[str, Any]:
         """What `get_comprehensive_stats` returns."""
         process = self.process
+        breakers = [core for core in list(process.components.values()) if isinstance(core, Breaker)]
         return {
             "timestamp": time.time(),
             "store": {"usable": process.guard.usable, "answered": process.guard.proven},
             "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
             "rate_limiters": {core.name: core.stats() for core in self._limiters()},
+            "circuit_breakers": {core.name: core.known() for core in breakers},
         }
 
 

@@ -10,6 +10,8 @@ from redis import asyncio as async_redis
 
 from shared_resilience.backends import OnOutage, step
 from shared_resilience.backends.clock import Clock
+from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
+from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.functions import mirrors
 from shared_resilience.limits import Limit
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
@@ -59,6 +61,7 @@ class ResilienceService(_Service):
       share of the limit; `"allow"`; `"deny"`; `"raise"`: `StoreUnavailableError`.
     - `expected_workers` (None): by how many processes to divide limits as long as Redis has never told.
     - `command_timeout` (0.1), `connect_timeout` (2.0): seconds that a command or a connection may take.
+    - `sync_interval` (0.1): seconds for which what a process has seen may wait before it is told to the fleet.
     - `worker_id` (None: host, process id and a random part): this process in the lists of live workers.
     - `listeners` (): functions that are called with each `Event`.
 
@@ -109,11 +112,18 @@ class ResilienceService(_Service):
         )
         return RateLimiter(core, self._runtime.backends)
 
-    def set_override(self, name: str, field: str, number: float) -> None:
-        """Changes a number of a resource's limits for the whole fleet, without a restart, until it is cleared.
+    def get_or_create_circuit_breaker(self, name: str, config: CircuitBreakerConfig | None = None) -> CircuitBreaker:
+        """The circuit breaker of the resource `name`; made by the first call, by the defaults without a `config`.
 
-        `field` is as in the resource's `config`, such as `limit.token_bucket.refill_rate`. Raises `ValueError` for
-        another field or a number outside its range, `StoreUnavailableError` when Redis cannot be told.
+        Raises `ValueError` for a configuration other than that of the breaker that exists.
+        """
+        return CircuitBreaker(self._runtime.breaker(name, config), self._runtime.backends)
+
+    def set_override(self, name: str, field: str, number: float) -> None:
+        """Changes a number of a resource for the whole fleet, without a restart, until it is cleared.
+
+        `field` is as in the resource's `config`, such as `limit.token_bucket.refill_rate` or `breaker.window`. Raises
+        `ValueError` for another field or a number outside its range, `StoreUnavailableError` when Redis cannot be told.
         """
         step(self._runtime.override(self._runtime.backends.blocking, name, field, number))
 
@@ -169,6 +179,11 @@ class AsyncResilienceService(_Service):
             lease_seconds=lease_seconds,
         )
         return AsyncRateLimiter(core, self._runtime.backends)
+
+    def get_or_create_circuit_breaker(
+        self, name: str, config: CircuitBreakerConfig | None = None
+    ) -> AsyncCircuitBreaker:
+        return AsyncCircuitBreaker(self._runtime.breaker(name, config), self._runtime.backends)
 
     async def set_override(self, name: str, field: str, number: float) -> None:
         await self._runtime.override(self._runtime.backends.suspending, name, field, number)

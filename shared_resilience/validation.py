@@ -11,7 +11,8 @@ _LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PREFIX = re.compile(r"[^\s{}%*?\[\]\\\x00-\x1f\x7f]{1,64}")
 
 
-def _wrong(field: str, value: object, allowed: str) -> ValueError:
+def wrong(field: str, value: object, allowed: str) -> ValueError:
+    """The error that says what `field` is and what it must be."""
     shown = repr(value)
     if len(shown) > 80:
         shown = shown[:77] + "..."
@@ -22,14 +23,14 @@ def count(field: str, value: object, low: int = 1, high: int = LARGEST_COUNT) ->
     """An `int` (not a `bool`) from `low` to `high`."""
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
         return value
-    raise _wrong(field, value, f"an integer from {low} to {high}")
+    raise wrong(field, value, f"an integer from {low} to {high}")
 
 
 def number(field: str, value: object, low: float, high: float) -> float:
     """A finite `int` or `float` (not a `bool`) from `low` to `high`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
         return value
-    raise _wrong(field, value, f"a number from {low:g} to {high:g}")
+    raise wrong(field, value, f"a number from {low:g} to {high:g}")
 
 
 def rate(field: str, value: object) -> float:
@@ -43,39 +44,46 @@ def timeout(field: str, value: object) -> float:
         return math.inf
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
         return value
-    raise _wrong(field, value, "a number of seconds >= 0, or None")
+    raise wrong(field, value, "a number of seconds >= 0, or None")
 
 
 def choice(field: str, value: object, allowed: tuple[str, ...]) -> str:
     """One of a few words."""
     if isinstance(value, str) and value in allowed:
         return value
-    raise _wrong(field, value, "one of " + ", ".join(map(repr, allowed)))
+    raise wrong(field, value, "one of " + ", ".join(map(repr, allowed)))
 
 
 def flag(field: str, value: object) -> bool:
     """True or False."""
     if isinstance(value, bool):
         return value
-    raise _wrong(field, value, "True or False")
+    raise wrong(field, value, "True or False")
 
 
 def text(field: str, value: object) -> str:
     """A text of at least one character."""
     if isinstance(value, str) and value:
         return value
-    raise _wrong(field, value, "a text of at least one character")
+    raise wrong(field, value, "a text of at least one character")
 
 
 def label(field: str, value: object) -> str:
     """The label of a limit: letters, digits, `_ . -`, 1 to 64 of them."""
     if isinstance(value, str) and _LABEL.fullmatch(value):
         return value
-    raise _wrong(field, value, "1 to 64 letters, digits, '_', '.' or '-'")
+    raise wrong(field, value, "1 to 64 letters, digits, '_', '.' or '-'")
 
 
 def prefix(field: str, value: object) -> str:
     """The prefix of all keys: 1 to 64 characters, no white space and none of `{ } % * ? [ ] \\`."""
     if isinstance(value, str) and _PREFIX.fullmatch(value):
         return value
-    raise _wrong(field, value, "1 to 64 characters without white space and { } % * ? [ ] \\")
+    raise wrong(field, value, "1 to 64 characters without white space and { } % * ? [ ] \\")
+
+
+def exceptions(field: str, value: object) -> tuple[type[Exception], ...]:
+    """A tuple of classes of `Exception`."""
+    if isinstance(value, tuple) and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in value):
+        return value
+    raise wrong(field, value, "a tuple of subclasses of Exception")

@@ -102,7 +102,7 @@ def test_the_demo_needs_no_redis_and_keeps_all_its_promises(runs: tuple[Run, ...
     code, output, errors = runs[0]
 
     assert (code, errors) == (0, ""), output + errors
-    assert verdicts(output) == ["yes"] * 10
+    assert verdicts(output) == ["yes"] * 14
     assert "Redis is an embedded Valkey at redis://127.0.0.1:" in output
     assert re.search(r"no 429 +│ 0 ", output)
     assert "Its slack of 5" in output
@@ -284,8 +284,8 @@ def test_the_quota_counts_its_answers_in_total_and_per_second() -> None:
 
 
 def outcomes(plan: Plan, extra: int = 0, local: int = 40) -> list[Outcome]:
-    """Three scenes as they should be; in the third, `local` calls are decided locally, `extra` beyond the limit."""
-    alone, together, outage = (Outcome(scene, [[] for _ in range(plan.workers)]) for scene in scenes(plan))
+    """Five scenes as they should be; in the third, `local` calls are decided locally, `extra` beyond the limit."""
+    alone, together, outage, own, one = (Outcome(scene, [[] for _ in range(plan.workers)]) for scene in scenes(plan))
     for outcome, times in ((alone, plan.workers), (together, 1), (outage, 1)):
         outcome.began, outcome.until = 1000.0, 1000.0 + outcome.scene.seconds
         count = times * outcome.enough(plan) + (extra if outcome is outage else 0)
@@ -298,7 +298,20 @@ def outcomes(plan: Plan, extra: int = 0, local: int = 40) -> list[Outcome]:
     outage.calls = [
         [call._replace(source="local") if i < local else call for i, call in enumerate(calls)] for calls in outage.calls
     ]
-    return [alone, together, outage]
+    return [alone, together, outage, breaking(own, 5 * plan.workers), breaking(one, 5)]
+
+
+def breaking(outcome: Outcome, failed: int) -> Outcome:
+    """A scene in which the upstream breaks: `failed` calls meet that, in turns, and then all workers get through."""
+    outcome.began, outcome.until = 1000.0, 1000.0 + outcome.scene.seconds
+    outcome.restored_at = 1000.0 + outcome.scene.seconds / 2
+    source = "redis" if outcome.scene.shared else "local"
+    for number in range(failed):
+        outcome.calls[number % len(outcome.calls)].append(Call(1000.0 + number / 1e6, source, 503))
+    for calls in outcome.calls:
+        calls.append(Call(outcome.restored_at + 0.1, source, 200))
+    outcome.answers = {"200": len(outcome.calls), "429": 0, "503": failed, "per_second": []}
+    return outcome
 
 
 def broken(plan: Plan, found: list[Outcome]) -> list[str]:
@@ -374,7 +387,41 @@ def test_a_single_worker_is_to_keep_its_own_limit() -> None:
     assert broken(alone, found) == ["one worker alone stays within the limit: 400"]
 
 
-@pytest.mark.parametrize("scene", [0, 1, 2])
+def test_a_worker_that_found_out_by_others_breaks_the_promise_of_breakers_of_their_own() -> None:
+    found = outcomes(PLAN)
+    found[3].calls[0] = [call for call in found[3].calls[0] if call.status == 200]
+    found[3].answers["503"] -= 5
+
+    assert broken(PLAN, found) == ["every worker finds out for itself, by 5 failed calls or more"]
+
+
+def test_more_failed_calls_than_the_threshold_and_those_under_way_break_a_promise() -> None:
+    fine, more = outcomes(PLAN), outcomes(PLAN)
+    for found, failed in ((fine, 8), (more, 9)):
+        found[4] = breaking(Outcome(found[4].scene, [[] for _ in range(4)]), failed)
+
+    assert broken(PLAN, fine) == []
+    assert broken(PLAN, more) == ["5 failed calls and those under way stop the fleet: ≤ 8"]
+
+
+def test_a_worker_that_does_not_get_through_again_breaks_a_promise() -> None:
+    found = outcomes(PLAN)
+    found[4].calls[0].pop()
+    found[4].answers["200"] -= 1
+
+    assert broken(PLAN, found) == ["when the upstream works again, so do all workers"]
+
+
+def test_a_shared_breaker_that_spares_nothing_breaks_a_promise() -> None:
+    found = outcomes(PLAN)
+    found[3] = breaking(Outcome(found[3].scene, [[] for _ in range(4)]), 20)
+    found[4].calls[0] += [Call(1000.5, "redis", 503)] * 15
+    found[4].answers["503"] += 15
+
+    assert broken(PLAN, found) == ["fewer failed calls than with breakers of their own, probes included"]
+
+
+@pytest.mark.parametrize("scene", [0, 1, 2, 3, 4])
 def test_an_error_in_a_worker_is_a_broken_promise(scene: int) -> None:
     found = outcomes(PLAN)
     found[scene].errors = ["worker 1 failed"]

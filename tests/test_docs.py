@@ -8,11 +8,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from documents import LIMITS, PERFORMANCE, README, examples, name_of, run_as_it_stands, text_of
+from documents import CIRCUIT_BREAKER, LIMITS, PERFORMANCE, README, examples, name_of, run_as_it_stands, text_of
 from servers import Server
 
-EXAMPLES = [*examples(LIMITS), *examples(README)]
-PAGES = (LIMITS, PERFORMANCE, README)
+from shared_resilience import scripts
+from shared_resilience.circuit import TRANSITIONS
+
+GUIDES = [LIMITS, CIRCUIT_BREAKER]
+EXAMPLES = [text for page in (*GUIDES, README) for text in examples(page)]
+PAGES = (LIMITS, CIRCUIT_BREAKER, PERFORMANCE, README)
 LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
 WITHIN = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(#(.+?)\)", text_of(page))})
 PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)
@@ -25,7 +29,7 @@ def test_the_page_has_examples_and_images() -> None:
     assert len([link for _, link in LINKED if link.endswith(".svg")]) >= 4
 
 
-@pytest.mark.parametrize("example", examples(LIMITS), ids=name_of)
+@pytest.mark.parametrize("example", [text for page in GUIDES for text in examples(page)], ids=name_of)
 def test_an_example_runs_as_it_stands(own_server: Server, example: str) -> None:
     done = run_as_it_stands(example, own_server.port)
 
@@ -85,3 +89,17 @@ def test_every_block_of_figures_says_how_to_repeat_it() -> None:
     blocks = re.findall(r"<!-- figures: [a-z]+ -->\n(.*?)<!-- end -->", text_of(LIMITS), re.DOTALL)
 
     assert all(block.count("|") > 4 and "`python docs/limits_figures.py`." in block for block in blocks)
+
+
+def test_the_table_of_transitions_is_that_of_the_twin_and_of_the_script() -> None:
+    rows = re.findall(r"^\| (closed|open|half_open) \| (\w+) \| (\w+) \|", text_of(CIRCUIT_BREAKER), re.MULTILINE)
+    script = scripts.load("evidence").text
+    table = script[script.index("local TRANSITIONS") : script.index("local FORCED")]
+    of_script = [
+        (state, event, following)
+        for state, events in re.findall(r"^  (\w+) = \{(.*)\},$", table, re.MULTILINE)
+        for event, following in re.findall(r'(\w+) = "(\w+)"', events)
+    ]
+    of_twin = [(state, event, then) for state, events in TRANSITIONS.items() for event, then in events.items()]
+
+    assert rows == of_twin == of_script

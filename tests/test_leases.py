@@ -278,25 +278,59 @@ def test_the_memory_of_leases_is_bounded() -> None:
     assert leases.serve(2_000, 1, 0.5) is not None
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_no_interval_sees_more_than_capacity_rate_and_lease_whatever_is_given_back(seed: int) -> None:
-    source, clock = random.Random(seed), ManualClock()
-    capacity, rate, length = source.choice([(100, 100, 0.5), (50, 400, 0.25), (20, 7, 1.0)])
-    shared = Process("sr", clock=clock)  # one state for several processes, each of which has its own leases
-    limiters = []
-    for _ in range(3):
+def fleet(clock: ManualClock, bucket: TokenBucket, tokens: int, seconds: float, number: int) -> list[Any]:
+    """Services of several processes, which have one state and leases of their own; and their limiters."""
+    shared = Process("sr", clock=clock)
+    workers = []
+    for _ in range(number):
         process = Process("sr", clock=clock)
         process.local = shared.local
         backends = Backends(partial(LocalBackend, process), lambda: NotImplemented)
         service = ResilienceService._of(Runtime(process, backends, CheckedOptions()))
-        bucket = TokenBucket(capacity, rate)
-        limiters.append(service.get_or_create_rate_limiter("r", bucket, lease_tokens=capacity, lease_seconds=length))
+        limiter = service.get_or_create_rate_limiter("r", bucket, lease_tokens=tokens, lease_seconds=seconds)
+        workers.append((service, limiter))
+    return workers
+
+
+def drain(limiter: Any) -> int:
+    """How many tokens the process serves from its memory."""
+    served = 0
+    while limiter._core.leases.serve(("",), 1, limiter._core._monotonic()):
+        served += 1
+    return served
+
+
+def test_what_is_given_back_at_the_last_moment_is_not_leased_twice() -> None:
+    clock = ManualClock()
+    (one, first), (_, second), (_, third), (_, fourth) = workers = fleet(clock, TokenBucket(100, 100), 100, 0.5, 4)
+    for cost, (_, limiter) in zip([25, 50, 50, 50], workers, strict=True):
+        limiter.try_acquire(cost=cost)  # so that the next lease may be twice as much
+        clock.advance(5)
+    first.try_acquire()  # takes 50, holds 49
+    clock.advance(0.495)  # the bucket is full again
+    second.try_acquire()  # takes all of it
+    one.close()  # gives back
+    third.try_acquire()  # takes what was given back
+    clock.advance(0.49)  # and nearly half a bucket has come back
+
+    used = int(fourth.try_acquire().allowed) + sum(drain(limiter) for _, limiter in workers)
+    assert 100 < used <= 100 + 100 * 0.5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_interval_sees_more_than_capacity_rate_and_lease(seed: int) -> None:
+    source, clock = random.Random(seed), ManualClock()
+    capacity, rate, length = source.choice([(100, 100, 0.5), (50, 400, 0.25), (20, 7, 1.0)])
+    workers = fleet(clock, TokenBucket(capacity, rate), capacity, length, 3)
     used: list[tuple[float, int]] = []
     for _ in range(3000):
         clock.advance(source.choice([0.0, 0.0, source.expovariate(rate), length * source.choice([0.5, 0.9, 0.99])]))
+        service, limiter = source.choice(workers)
         cost = source.choice([1, 1, 2, capacity // 4, capacity // 2])
-        if source.choice(limiters).allow(cost=cost):
+        if limiter.allow(cost=cost):
             used.append((clock.monotonic(), cost))
+        if source.random() < 0.1:
+            service.close()  # gives back; it can be used again
 
     for first, (begin, _) in enumerate(used):
         total = 0

@@ -9,28 +9,34 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import Lane
 
-from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket, scripts
+from shared_resilience import CircuitBreakerConfig, LeakyBucket, SlidingWindow, TokenBucket, scripts
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
+from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Command, Operation
+from shared_resilience.evidence import EVIDENCE
 from shared_resilience.heartbeat import BEAT, ENROL
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "heartbeat": "cc5dd4137eea10d7e735cd7264408025e92bbbe3",
+    "circuit_breaker_control": "86f196a67e83c00f43b4c0c88fb1be6ae744088c",
+    "circuit_breaker_probe": "6cffa34453d7624902736c6df4933978518baafa",
+    "circuit_breaker_settle": "38c5872716bcf9948ebd7b2975280f6effcc83d4",
+    "evidence": "b9660ef08d9910939d9424af35dd65b2a75858c7",
+    "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "leaky_bucket": "26b7934ba8dc74bf14a07c4c7dc618937d96b9ad",
-    "rate_limiter": "9b67f2127441f65036e880ef5df6295b91481801",
+    "leaky_bucket": "6a0b9ae265d6ba4308fff31891c2bc0ac04128a8",
+    "rate_limiter": "df92efcf240d4b67fba170f9912611d9d77e8856",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
-    "rate_limiter_pause": "5beabadd571076b08282e02ba2de41e0f86204ec",
-    "rate_limiter_peek": "92aafc269836e3ad0b98af91d91650c98960df93",
+    "rate_limiter_pause": "64b59aff61b1fd777f03bfe3f55c20d2409423ed",
+    "rate_limiter_peek": "74d8f885e2bb3180950f27da36bf070a9b9e7435",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "9d909426e10477d309c542a9803d7b32c325fd67",
-    "sliding_window": "c8964fde097526ed5014399a9aa13541082e8942",
-    "token_bucket": "f3e254eb43e344534e6bc18a53799e91531a7b9d",
-    "token_bucket_lease": "dbe46aeccfd132ec4e02ca56f7ef62c5d1170bb5",
+    "rate_limiter_settle": "1a3b8040b8b394e632e2d0311ab6c91d7e3d1bc7",
+    "sliding_window": "36a4c2cbc244ab551b4c6bc56890fbcef62541cc",
+    "token_bucket": "17ded90b93cf3b41a4fe66449a0dc20b5a969d30",
+    "token_bucket_lease": "36a60be70c470ecd27c172e7199dd23bd84bae93",
 }
 
 
@@ -48,6 +54,8 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     overrides = f"{stem}:overrides"
     keys = (overrides, *(f"{stem}:limit:{limit.label}" for limit in LIMITS))
     of_limits = LimitCommands(LIMITS)
+    circuit = (overrides, f"{stem}:breaker", f"{stem}:workers")
+    numbers = CircuitBreakerConfig().arguments()
     of_one_kind = [("token_bucket", LIMITS[0], keys[1]), ("sliding_window", LIMITS[1], keys[2])]
     of_one_kind += [("leaky_bucket", LIMITS[3], keys[4])]
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
@@ -60,6 +68,10 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "rate_limiter_reset": Command(RESET, keys[1:], ()),
         "rate_limiter_pause": Command(PAUSE_FOR, keys[:1], (1_000_000,)),
         "rate_limiter_override": Command(OVERRIDE, keys[:1], ("limit.token_bucket.capacity", "5")),
+        "evidence": Command(EVIDENCE, circuit, (*numbers, "w1", 0, 3, 1, 0, 500_000)),
+        "circuit_breaker_probe": Command(PROBE, circuit[:2], (*numbers, "token")),
+        "circuit_breaker_settle": Command(SETTLE, circuit[:2], (*numbers, "w1", "token", 1, "success", 500_000)),
+        "circuit_breaker_control": Command(CONTROL, circuit[:2], (*numbers, "")),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
         "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
     }
@@ -83,7 +95,7 @@ def test_a_fragment_is_included_once() -> None:
 
 
 def test_an_unknown_script_is_an_error_that_names_those_that_exist() -> None:
-    with pytest.raises(LookupError, match="there is no script 'nope'; there are heartbeat"):
+    with pytest.raises(LookupError, match="there is no script 'nope'; there are circuit_breaker_control"):
         scripts.load("nope")
 
 
@@ -207,6 +219,20 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("rate_limiter_settle", 3, "since must be an integer from 0"),
         ("rate_limiter_settle", 6, "first number of a limit must be an integer from 1"),
         ("rate_limiter_pause", 0, "length must be an integer from 0"),
+        ("evidence", 0, "failure_threshold must be an integer from 1 to"),
+        ("evidence", 2, "window must be an integer from 100000 to"),
+        ("evidence", 4, "slow_call_rate must be an integer from 1 to"),
+        ("evidence", 15, "calls must be an integer from 0"),
+        ("evidence", 16, "failures must be an integer from 0"),
+        ("evidence", 17, "slow calls must be an integer from 0"),
+        ("evidence", 18, "draw must be an integer from 0"),
+        ("evidence", 14, "generation must be an integer from 0"),
+        ("circuit_breaker_probe", 7, "open_multiplier must be an integer from 1000 to"),
+        ("circuit_breaker_probe", 11, "probe_lease must be an integer from 1000 to"),
+        ("circuit_breaker_settle", 12, "min_workers must be an integer from 1"),
+        ("circuit_breaker_settle", 15, "generation must be an integer from 0"),
+        ("circuit_breaker_settle", 17, "draw must be an integer from 0"),
+        ("circuit_breaker_control", 10, "half_open_max_calls must be an integer from 1"),
         ("heartbeat", 1, "horizon must be an integer from 1"),
         ("heartbeat", 2, "number of fields must be an integer from 0"),
         ("heartbeat_roster", 0, "horizon must be an integer from 1"),
@@ -291,4 +317,12 @@ def test_a_script_refuses_a_kind_of_limit_that_does_not_exist(store: Lane, prefi
     args = tuple("magic" if argument == "token_bucket" else argument for argument in command.args)
 
     with pytest.raises(Exception, match="no such kind of limit"):
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
+
+
+def test_a_script_refuses_a_mode_that_does_not_exist(store: Lane, prefix: str) -> None:
+    command = commands(prefix)["circuit_breaker_control"]
+    args = (*command.args[:-1], "magic")
+
+    with pytest.raises(Exception, match="no such mode"):
         step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))

@@ -1,7 +1,8 @@
 --- @include "integers"
 
--- Live changes to the limits of a resource, and its pause; written with redis-cli or by the library.
--- Fields: limit.<label>.<number>, as in the resource's `config`; paused_until_us and paused_for_us.
+-- Live changes to the numbers of a resource, and its pause; written with redis-cli or by the library.
+-- Fields: limit.<label>.<number> and breaker.<number>, as in the resource's `config`; and those of the pause,
+-- paused_until_us and paused_for_us.
 -- Returns nil where there are none, as mostly: then nothing of what follows is even defined.
 local function read_overrides(key)
   local stored = redis.call("HGETALL", key)
@@ -32,8 +33,9 @@ local function read_overrides(key)
     return nil
   end
 
-  function overrides.count(field)
-    local number = overrides.number(field, 1, 1000000000)
+  -- An integer that overrides `field`: from `low` to `high`, which are 1 and a thousand million unless said.
+  function overrides.count(field, low, high)
+    local number = overrides.number(field, low or 1, high or 1000000000)
     if number and number % 1 ~= 0 then
       ignore(field)
       return nil

@@ -54,6 +54,9 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Reports what was counted and ends what still runs; the backend can be used again."""
 
+    def detach(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work` that a caller cannot wait for: at once, or on asyncio in a task of its own."""
+
     async def sleep(self, seconds: float) -> None:
         """Waits, without polling."""
 

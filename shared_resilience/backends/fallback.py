@@ -6,8 +6,8 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from redis.exceptions import InvalidResponse
 
@@ -138,6 +138,9 @@ class FallbackBackend:
         except StoreError as error:
             raise error.public() from error
 
+    def detach(self, work: Coroutine[Any, Any, None]) -> None:
+        step(work)
+
     async def sleep(self, seconds: float) -> None:
         self._process.clock.sleep(seconds)
 
@@ -220,6 +223,15 @@ class AsyncFallbackBackend(FallbackBackend):
     """The same for asyncio: waiting and probing are tasks."""
 
     _prober: asyncio.Task[None] | None = None
+    _detached: frozenset[asyncio.Task[None]] = frozenset()
+
+    def detach(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            task = asyncio.get_running_loop().create_task(work)
+        except RuntimeError:  # its loop is gone, and no other will do
+            work.close()
+            return
+        self._detached = frozenset(left for left in (*self._detached, task) if not left.done())
 
     def ticket(self) -> Ticket:
         return TaskTicket()

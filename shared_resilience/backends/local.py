@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from shared_resilience.backends import OnOutage, Ticket
+from shared_resilience.backends import OnOutage, Ticket, step
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
 from shared_resilience.commands import Command, Source
@@ -23,7 +24,8 @@ class LocalBackend:
         return command.operation.decode(self._process.local.execute(command), "local")
 
     async def keep_up(self, resource: Resource) -> None:
-        """There is no fleet."""
+        """There is no fleet to tell: a heartbeat that is due is done."""
+        self._process.heartbeat.begin(self.monotonic())
 
     def source(self) -> Source:
         return "local"
@@ -42,6 +44,9 @@ class LocalBackend:
 
     async def close(self) -> None:
         """There is nothing to report."""
+
+    def detach(self, work: Coroutine[Any, Any, None]) -> None:
+        step(work)
 
     async def sleep(self, seconds: float) -> None:
         self._process.clock.sleep(seconds)

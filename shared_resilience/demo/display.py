@@ -60,11 +60,13 @@ class LiveDisplay:
         title = f"{outcome.scene.number}. {outcome.scene.title}   {seconds:4.1f} s"
         table = Table(title=title, title_justify="left", min_width=len(title))
         table.add_column("worker")
-        for heading in ("granted", "in the last second", "429s"):
+        for heading in ("granted", "in the last second", _trouble(outcome)):
             table.add_column(heading, justify="right")
         table.add_column("decided by")
         _, rate, refused = _figures(list(outcome), now)
-        state = "Redis is cut off" if _is_cut(outcome) else f"limit {self._plan.limit:,}/s"
+        state = f"limit {self._plan.limit:,}/s"
+        if _is_cut(outcome) or outcome.scene.protected:
+            state = _state(outcome)
         table.add_row("fleet", f"{outcome.granted:,}", f"{rate}/s", refused, state, style="bold", end_section=True)
         for number, calls in enumerate(outcome.calls, 1):
             table.add_row(str(number), *_figures(calls, now), _decider(calls))
@@ -86,7 +88,7 @@ class LineDisplay:
             self._shown = (outcome.scene.number, 0)
         if self._was_cut != _is_cut(outcome):
             self._was_cut = not self._was_cut
-            self._print(f"  {seconds:4.1f} s  Redis {'is cut off' if self._was_cut else 'can be reached again'}")
+            self._print(f"  {seconds:4.1f} s  {_state(outcome)}")
         if int(seconds) > self._shown[1]:
             self._shown = (outcome.scene.number, int(seconds))
             self._print(self._line(outcome, now, seconds))
@@ -99,6 +101,11 @@ class LineDisplay:
         counts = [len(calls) for calls in outcome.calls]
         each = " + ".join(map(str, counts)) if len(counts) <= MOST_NAMED else f"{min(counts)} to {max(counts)} each"
         deciders = " and ".join(sorted({_decider(calls) for calls in outcome.calls}))
+        if outcome.scene.protected:
+            return (
+                f"  {seconds:4.1f} s  {rate:>5}/s   passed {outcome.granted:,} = {each}   503s {refused}   "
+                f"refused {sum(outcome.refused.values()):,}"
+            )
         return (
             f"  {seconds:4.1f} s  {rate:>5}/s of {self._plan.limit:,}/s   granted {outcome.granted:,} = {each}   "
             f"429s {refused}   decided by {deciders}"
@@ -110,7 +117,7 @@ class LineDisplay:
 
 def _figures(calls: Sequence[Call], now: float) -> tuple[str, str, str]:
     recent = sum(now - LAG - 1.0 < call.granted_at <= now - LAG for call in calls)
-    return f"{len(calls):,}", f"{recent:,}", f"{sum(call.status == 429 for call in calls):,}"
+    return f"{len(calls):,}", f"{recent:,}", f"{sum(call.status != 200 for call in calls):,}"
 
 
 def _decider(calls: Sequence[Call]) -> str:
@@ -119,6 +126,17 @@ def _decider(calls: Sequence[Call]) -> str:
 
 def _is_cut(outcome: Outcome) -> bool:
     return outcome.cut_at is not None and outcome.restored_at is None
+
+
+def _trouble(outcome: Outcome) -> str:
+    return "503s" if outcome.scene.protected else "429s"
+
+
+def _state(outcome: Outcome) -> str:
+    """What is away, or back."""
+    if outcome.scene.protected:
+        return "the upstream is broken" if _is_cut(outcome) else "the upstream works"
+    return "Redis is cut off" if _is_cut(outcome) else "Redis can be reached again"
 
 
 def introduce(console: Console, plan: Plan, redis: str, prefix: str) -> None:
@@ -149,7 +167,7 @@ def summarize(console: Console, outcomes: Sequence[Outcome], kept: Sequence[Prom
     console.print("", table, "", sep="\n")
     seconds = Table(
         min_width=64,
-        title="What the upstream answered in each second: 200s + 429s",
+        title="What the upstream answered in each second: 200s + 429s, in the scenes in which it breaks 200s + 503s",
         title_justify="left",
         show_header=False,
     )

@@ -36,6 +36,9 @@ class Order:
     name: str
     capacity: int
     refill_rate: float
+    open_seconds: float = 0.0
+    """Above 0, the worker calls the fragile upstream, through a circuit breaker that stays open for so long at first.
+    """
 
     def message(self) -> Message:
         return asdict(self)

@@ -13,7 +13,10 @@ from shared_resilience.demo.plan import OUTAGE, Plan
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One scene; `name` is the resource in Redis. `outage`: after how many seconds, and for how many, Redis is away."""
+    """One scene; `name` is the resource in Redis. `outage`: after how many seconds, and for how many, Redis is away.
+
+    With `protected` workers call through a circuit breaker, and in the outage it is the upstream that is broken.
+    """
 
     number: int
     name: str
@@ -21,10 +24,11 @@ class Scene:
     seconds: float
     shared: bool = True
     outage: tuple[float, float] | None = None
+    protected: bool = False
 
 
 def scenes(plan: Plan) -> list[Scene]:
-    """The three scenes of a run."""
+    """The scenes of a run."""
     alone = "Without sharing: each worker has the whole limit for itself"
     fleet = "With sharing: the workers keep one limit together"
     outage = "With sharing, and Redis goes away and comes back"
@@ -32,6 +36,23 @@ def scenes(plan: Plan) -> list[Scene]:
         Scene(1, "without-sharing", alone, plan.seconds, shared=False),
         Scene(2, "with-sharing", fleet, plan.seconds),
         Scene(3, "outage", outage, plan.long_seconds, outage=(plan.cut_after, OUTAGE)),
+        Scene(
+            4,
+            "own-breakers",
+            "The upstream breaks: each worker has a circuit breaker of its own",
+            plan.seconds,
+            shared=False,
+            outage=plan.broken,
+            protected=True,
+        ),
+        Scene(
+            5,
+            "one-breaker",
+            "The upstream breaks: the workers share one circuit breaker",
+            plan.seconds,
+            outage=plan.broken,
+            protected=True,
+        ),
     ]
 
 
@@ -45,6 +66,8 @@ class Outcome:
     until: float = math.inf
     cut_at: float | None = None
     restored_at: float | None = None
+    refused: dict[int, int] = field(default_factory=dict)
+    """For each worker how often it got no permit, or met an open circuit."""
     errors: list[str] = field(default_factory=list)
     answers: Message = field(default_factory=lambda: {"200": 0, "429": 0, "per_second": []})
 
@@ -72,6 +95,19 @@ class Outcome:
     def decided_locally(self) -> int:
         """How many calls were granted without Redis."""
         return sum(call.source == "local" for call in self)
+
+    def failed(self) -> list[Call]:
+        """The calls that met a broken upstream, in order."""
+        return sorted(call for call in self if call.status == 503)
+
+    def recoveries(self) -> list[float]:
+        """For each worker that got through again: how long after the upstream was mended."""
+        back = self.restored_at if self.restored_at is not None else math.inf
+        firsts = (
+            next((call.granted_at - back for call in calls if call.status == 200 and call.granted_at > back), None)
+            for calls in self.calls
+        )
+        return [first for first in firsts if first is not None]
 
     def returns(self) -> list[float]:
         """For each worker that came back to Redis: how long after its return it got its first shared grant."""

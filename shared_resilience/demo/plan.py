@@ -14,6 +14,12 @@ One is spent when Redis is lost, since each worker's share starts full. The othe
 meanwhile, which is there when Redis is back.
 """
 
+FAILURES, SUCCESSES = 5, 2
+"""After how many failed calls a circuit opens, and after how many successful probes it closes."""
+
+PACE = 0.02
+"""Seconds between two calls of a worker to the fragile upstream."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -48,6 +54,16 @@ class Plan:
     def long_seconds(self) -> float:
         """The scene with the outage takes twice as long, and long enough to come back."""
         return max(2 * self.seconds, OUTAGE + 3.5)
+
+    @property
+    def broken(self) -> tuple[float, float]:
+        """After how many seconds, and for how many, the upstream is broken in the scenes with a circuit breaker."""
+        return 0.2 * self.seconds, 0.5 * self.seconds
+
+    @property
+    def open_seconds(self) -> float:
+        """How long a circuit stays open at first: several probes find the upstream broken, the next one mended."""
+        return 0.06 * self.seconds
 
     @property
     def cut_after(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shared_resilience.demo.outcome import Outcome
-from shared_resilience.demo.plan import EXTRA_CAPACITIES, Plan
+from shared_resilience.demo.plan import EXTRA_CAPACITIES, FAILURES, Plan
 
 CLEARLY = 1.5
 ENOUGH = 0.9
@@ -22,12 +22,14 @@ class Promise(NamedTuple):
 
 
 def promises(plan: Plan, outcomes: Sequence[Outcome]) -> list[Promise]:
-    """The promises about the three scenes of a run."""
-    alone, together, outage = outcomes
+    """The promises about the scenes of a run."""
+    alone, together, outage, own_breakers, one_breaker = outcomes
     return [
         *_without_sharing(plan, alone),
         *_with_sharing(plan, together),
         *_with_outage(plan, outage),
+        *_with_own_breakers(plan, own_breakers),
+        *_with_one_breaker(plan, one_breaker, own_breakers),
         *(promise for outcome in outcomes for promise in _soundness(outcome) if not promise.held),
     ]
 
@@ -80,13 +82,42 @@ def _with_outage(plan: Plan, outcome: Outcome) -> list[Promise]:
     ]
 
 
+def _with_own_breakers(plan: Plan, outcome: Outcome) -> list[Promise]:
+    least = min(sum(call.status == 503 for call in calls) for calls in outcome.calls)
+    text = f"every worker finds out for itself, by {FAILURES} failed calls or more"
+    found = f"{len(outcome.failed())} failed, {sum(outcome.refused.values()):,} refused"
+    return [Promise(4, text, found, least >= FAILURES)]
+
+
+def _with_one_breaker(plan: Plan, outcome: Outcome, own: Outcome) -> list[Promise]:
+    failed, refused = outcome.failed(), sum(outcome.refused.values())
+    most = FAILURES + plan.workers - 1
+    first = failed[0].granted_at if failed else 0.0
+    at_once = sum(call.granted_at < first + plan.open_seconds for call in failed)
+    back = outcome.recoveries()
+    found = f"{len(back)} of {plan.workers} workers" + (f", the last after {max(back):.1f} s" if back else "")
+    fewer = len(failed) < len(own.failed()) or plan.workers == 1
+    return [
+        Promise(
+            5, f"{FAILURES} failed calls and those under way stop the fleet: ≤ {most}", f"{at_once}", at_once <= most
+        ),
+        Promise(
+            5,
+            "fewer failed calls than with breakers of their own, probes included",
+            f"{len(failed)} instead of {len(own.failed())}, {refused:,} refused",
+            fewer,
+        ),
+        Promise(5, "when the upstream works again, so do all workers", found, len(back) == plan.workers),
+    ]
+
+
 def _soundness(outcome: Outcome) -> list[Promise]:
     """What goes without saying, and is only said when it is broken."""
-    answered = outcome.answers["200"] + outcome.answers["429"]
+    answered = sum(outcome.answers.get(status, 0) for status in ("200", "429", "503"))
     found = f"{outcome.granted:,} granted, {answered:,} answered"
     text = "the upstream counted every call that was granted"
     agreement = Promise(outcome.scene.number, text, found, answered == outcome.granted)
-    return [agreement] if outcome.scene.outage else [agreement, _no_errors(outcome)]
+    return [agreement] if outcome.scene.number == 3 else [agreement, _no_errors(outcome)]
 
 
 def _no_errors(outcome: Outcome) -> Promise:

@@ -100,8 +100,10 @@ async def _play(plan: Plan, redis: Server, prefix: str, console: Console) -> lis
         upstream_url = f"http://127.0.0.1:{(await upstream.hear())['port']}"
         outcomes = []
         for scene in scenes(plan):
-            url = None if not scene.shared else redis.url if not scene.outage else way.url(proxy.port)
-            order = Order(upstream_url, url, prefix, scene.name, plan.capacity, plan.limit)
+            through_proxy = scene.outage and not scene.protected
+            url = None if not scene.shared else way.url(proxy.port) if through_proxy else redis.url
+            open_seconds = plan.open_seconds if scene.protected else 0.0
+            order = Order(upstream_url, url, prefix, scene.name, plan.capacity, plan.limit, open_seconds)
             outcomes.append(await Stage(scene, workers, proxy, http, display).play(order))
         return outcomes
 
@@ -131,10 +133,11 @@ class Stage:
         await self._http.post(f"{order.upstream_url}/reset")
         start = time.monotonic()
         try:
-            async with _meanwhile(self._draw(start)), _meanwhile(self._cut_and_restore(start)):
+            side = f"{order.upstream_url}/fragile" if self._scene.protected else order.upstream_url
+            async with _meanwhile(self._draw(start)), _meanwhile(self._cut_and_restore(start, side)):
                 until = self._outcome.until = start + self._scene.seconds
                 await asyncio.gather(*(self._follow(index, until) for index in range(len(self._workers))))
-            self._outcome.answers = (await self._http.get(f"{order.upstream_url}/counts")).json()
+            self._outcome.answers = (await self._http.get(f"{side}/counts")).json()
             self._display.show(self._outcome, start + self._scene.seconds, self._scene.seconds)
         finally:
             self._display.close()
@@ -148,6 +151,7 @@ class Stage:
             while not (message := await worker.hear(self._scene.seconds + PATIENCE)).get("done"):
                 self._outcome.began = min(self._outcome.began, message["began"])
                 calls += [Call(*call) for call in message["calls"]]
+                self._outcome.refused[index] = message["refused"]
         except ChildError as error:  # a broken promise, not the end of the scene
             self._outcome.errors.append(str(error))
 
@@ -157,15 +161,21 @@ class Stage:
             self._display.show(self._outcome, now, now - start)
             await asyncio.sleep(FRAME)
 
-    async def _cut_and_restore(self, start: float) -> None:
+    async def _cut_and_restore(self, start: float, side: str) -> None:
         if self._scene.outage is None:
             return
         cut_after, seconds = self._scene.outage
         await asyncio.sleep(start + cut_after - time.monotonic())
-        self._proxy.cut()
+        if self._scene.protected:
+            await self._http.post(f"{side}/break")
+        else:
+            self._proxy.cut()
         self._outcome.cut_at = time.monotonic()
         await asyncio.sleep(seconds)
-        await self._proxy.restore()
+        if self._scene.protected:
+            await self._http.post(f"{side}/mend")
+        else:
+            await self._proxy.restore()
         self._outcome.restored_at = time.monotonic()
 
 

@@ -1,7 +1,7 @@
 """The upstream that the workers call, and the referee: a small HTTP service with a quota of its own.
 
 `GET /` is answered with 200 within the quota and with 429 beyond it. `GET /counts` says how many of both there were, in
-total and per second; `POST /reset` fills the quota and forgets the counts.
+total and per second; `POST /reset` fills the quota, forgets the counts and mends the fragile side (see `fragile`).
 
 The quota is the limit that the workers are to keep, with a burst that is larger by a slack: a worker has at most one
 call on its way, so at most one call per worker can be counted later than it was granted. `Plan.slack` has the reason.
@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from shared_resilience.demo import fragile
 from shared_resilience.demo.messages import Message, encode
 
 
@@ -66,10 +67,13 @@ def application(quota: Quota, clock: Callable[[], float] = time.monotonic) -> St
 
     async def reset(request: Request) -> Response:
         quota.reset(clock())
+        other_side.reset(clock())
         return Response(status_code=204)
 
     quota.reset(clock())
-    return Starlette(routes=[Route("/", call), Route("/counts", counts), Route("/reset", reset, methods=["POST"])])
+    other_side = fragile.Fragile()
+    own = [Route("/", call), Route("/counts", counts), Route("/reset", reset, methods=["POST"])]
+    return Starlette(routes=[*own, *fragile.routes(other_side, clock)])
 
 
 def server(quota: Quota, host: str, port: int) -> uvicorn.Server:

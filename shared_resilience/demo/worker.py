@@ -17,6 +17,7 @@ import httpx
 
 from shared_resilience import RateLimitExceeded, ResilienceService, TokenBucket
 from shared_resilience.demo.messages import Call, Message, Order, encode
+from shared_resilience.demo.protected import Protected
 
 PATIENCE = 0.25
 """The longest wait for a permit in one go, so that a worker sees soon that Redis is gone or back."""
@@ -39,6 +40,7 @@ class Worker:
         limit = TokenBucket(order.capacity, order.refill_rate)
         self._limiter = self.service.get_or_create_rate_limiter(order.name, limit)
         self._http = httpx.Client(base_url=order.upstream_url, timeout=30.0, trust_env=False)
+        self._protected = Protected(order, self.service, self._http) if order.open_seconds else None
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +53,18 @@ class Worker:
 
     def enrol(self) -> None:
         """Makes this worker known to the fleet and opens its connections, before time counts."""
-        self._limiter.peek()
+        if self._protected:
+            self._protected.enrol()
+        else:
+            self._limiter.peek()
         self.service.check()
         self._http.get("/counts").raise_for_status()
 
     def calls(self, until: float = float("inf")) -> Iterator[Call | None]:
         """Calls as fast as the limiter lets it, until the clock shows `until`; None where there was no permit."""
+        if self._protected:
+            yield from self._protected.calls(until)
+            return
         while (left := until - time.monotonic()) > 0:
             patience = min(left, PATIENCE)
             try:
@@ -95,15 +103,17 @@ def _play(order: Order) -> None:
 def _work(worker: Worker, until: float) -> None:
     began = reported = time.monotonic()
     batch: list[Call] = []
+    refused = 0
     try:
         for call in worker.calls(until):
             batch += [call] if call else []
+            refused += call is None
             if time.monotonic() - reported >= REPORT_EVERY:
                 reported = time.monotonic()
-                _report({"began": began, "calls": batch})
+                _report({"began": began, "calls": batch, "refused": refused})
                 batch = []
     finally:
-        _report({"began": began, "calls": batch})
+        _report({"began": began, "calls": batch, "refused": refused})
 
 
 def _report(message: Message) -> None:

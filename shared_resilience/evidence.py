@@ -1,0 +1,233 @@
+"""The evidence path: what this process has seen goes in, the fleet's view comes out, with one script.
+
+Evidence only informs, so it is gathered here and sent on the entry of a call whose view is older than the sync
+interval: one caller pays, the others go on meanwhile, and there is no thread. What may change the decision now is sent
+before its caller goes on: one report at a time, and what is noted meanwhile joins the next one.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from shared_resilience.backends import Backend, OnOutage, Ticket
+from shared_resilience.backends.process import Process
+from shared_resilience.circuit import Circuit
+from shared_resilience.circuit_commands import View, view_of
+from shared_resilience.commands import Argument, Arguments, Command, Operation, State, Step
+from shared_resilience.heartbeat import Resource
+from shared_resilience.overrides import Overrides
+
+MILLIONTHS = 1_000_000
+SYNCS_PER_SECOND = 2000
+"""What one resource may cost Redis, however large the fleet."""
+
+PATIENCE = 5.0
+"""Seconds after which a caller that waits for another's report looks for itself whether it is told."""
+
+Counts = tuple[int, int, int]
+"""Calls, failures among them, slow calls among them."""
+
+NOTHING: Counts = (0, 0, 0)
+
+
+def report(states: Sequence[State], now: int, *args: Argument) -> Step:
+    """Twin of `evidence.lua`."""
+    *told, worker, generation, calls, failures, slow, draw = args
+    workers = states[2]
+    circuit = Circuit(states[1], now, Overrides(states[0]), told)
+    counting = circuit.state == "closed" and circuit.mode != "forced_closed"
+    counted = counting and generation == circuit.generation
+    if counted and int(calls) > 0:
+        circuit.add(str(worker), {"calls": int(calls), "failures": int(failures), "slow": int(slow)})
+        if circuit.is_tripped(len(workers) if isinstance(workers, dict) else 0):
+            circuit.open("tripped", int(draw))
+    return circuit.step(int(counted), workers)
+
+
+EVIDENCE: Operation[View] = Operation("evidence", report, view_of)
+
+
+def draw() -> int:
+    """A random number for the jitter of an open time: scripts draw none, so that their twins agree."""
+    return random.randint(0, MILLIONTHS)
+
+
+class Tally:
+    """What was seen under one generation and has not been told. Changed under the lock of its `Evidence`."""
+
+    __slots__ = ("calls", "failures", "field", "generation", "plain", "slow", "touched")
+
+    def __init__(self, generation: int, plain: bool, now: float, field: str = "calls") -> None:
+        self.generation = generation
+        self.plain = plain
+        """Whether a call that returns is one call more and nothing else."""
+        self.field = field
+        """As what its calls stand in the fleet's counters."""
+        self.calls = self.failures = self.slow = 0
+        self.touched = now
+        """When the last call was counted that failed, or that was timed or judged."""
+
+    def take(self) -> Counts:
+        counts = self.calls, self.failures, self.slow
+        self.calls = self.failures = self.slow = 0
+        return counts
+
+
+class Passenger(Protocol):
+    """Whose evidence it is: tells the scripts its numbers, and draws the consequences of a view."""
+
+    def arguments(self) -> Arguments:
+        """The numbers of the configuration, as scripts are told them."""
+
+    def arrived(self, view: View, before: View | None, began: float) -> float:
+        """Takes in a view that was asked for at `began`, under the lock; when the next one is due."""
+
+    def announce(self, view: View, before: View | None) -> None:
+        """Tells listeners what has changed, outside the lock; `before` is `view` if it came too late to be taken in."""
+
+
+class Evidence:
+    """The evidence of one resource in this process, for callers of both forms, and the view that it brought.
+
+    `due` is when a command is due, by this process's clock; `tally` is where calls are counted now, None while none
+    may pass. Both are read by every call, without the lock. What is older than `horizon` seconds is told to nobody.
+    """
+
+    def __init__(
+        self, resource: Resource, process: Process, interval: float, horizon: float, passenger: Passenger
+    ) -> None:
+        self.resource = resource
+        self.monotonic = process.clock.monotonic
+        self._process = process
+        self._interval = interval
+        self._horizon = horizon
+        self._passenger = passenger
+        self.restart()
+
+    def restart(self) -> None:
+        """As in a process that has seen nothing."""
+        self.lock = threading.Lock()
+        self.due = float("-inf")
+        self.tally: Tally | None = None
+        self.view: View | None = None
+        self._owed: Counts = NOTHING
+        self._owed_under = 0
+        self._asked = self._answered = 0
+        self._synced = float("-inf")
+        self._noted = self._told = 0
+        self._waiting: dict[int, list[Ticket]] = {}
+
+    def interval(self) -> float:
+        """Seconds for which a view is fresh; more in a large fleet."""
+        return max(self._interval, (self.resource.workers or 1) / SYNCS_PER_SECOND)
+
+    def claim(self) -> bool:
+        """Whether this caller is the one that sends the command that is due."""
+        with self.lock:
+            now = self.monotonic()
+            if now < self.due:
+                return False
+            self.due = now + self.interval()
+            return True
+
+    async def run(self, backend: Backend, command: Command[View], on_outage: OnOutage = "local") -> View:
+        """Runs a command, and takes in its view unless a later one has been answered before."""
+        with self.lock:
+            self._asked += 1
+            number, began = self._asked, self.monotonic()
+            if self.view is not None:  # else all callers have to wait for the first
+                self.due = began + self.interval()
+        view = await backend.run(command, self.resource, on_outage)
+        with self.lock:
+            before = self.view
+            stale = before is not None and number < self._answered and view.generation <= before.generation
+            if not stale:
+                self._answered, self.view = number, view
+                due = self._passenger.arrived(view, before, began)
+                self.due = began if self._owed[0] else due
+        self._passenger.announce(view, view if stale else before)
+        return view
+
+    async def sync(self, backend: Backend) -> None:
+        """Tells what was seen until now, and brings the view up to date."""
+        with self.lock:
+            owed, self._owed = self._owed, NOTHING
+            tally, before, noted = self.tally, self.view, self._noted
+            generation = tally.generation if tally is not None else 0
+            seen = self.taken(tally) if tally is not None and not owed[0] else NOTHING
+            now = self.monotonic()
+            if tally is not None and now - max(self._synced, tally.touched) > self._horizon:
+                seen = NOTHING
+            self._synced = now
+            if owed[0]:  # first what is owed; the rest is due at once
+                generation, seen, noted = self._owed_under, owed, self._told
+        view = await self.run(backend, self._command(generation, seen))
+        with self.lock:
+            self._told = max(self._told, noted)
+            if before is not None and before.source == "local" and view.source == "redis" and not view.result:
+                self.owe(seen, view.generation)
+
+    async def tell(self, backend: Backend) -> None:
+        """Returns when all that was noted until now has been told. Who comes meanwhile shares the next report.
+
+        Callers of the two forms do not wait for each other: a thread that blocks an event loop must not wait for a
+        task of that loop.
+        """
+        with self.lock:
+            self._noted += 1
+            mine = self._noted
+        while self._told < mine:
+            ticket = self._board(backend)
+            if ticket is not None:
+                await ticket.wait(PATIENCE)
+                continue
+            try:
+                await self.sync(backend)
+            finally:
+                self._land(backend)
+
+    def _board(self, backend: Backend) -> Ticket | None:
+        """None: this caller sends the report. Else a ticket that is woken when the one in flight has been answered."""
+        with self.lock:
+            waiting = self._waiting.get(id(backend))
+            if waiting is None:
+                self._waiting[id(backend)] = []
+                return None
+            ticket = backend.ticket()
+            waiting.append(ticket)
+            return ticket
+
+    def _land(self, backend: Backend) -> None:
+        with self.lock:
+            waiting = self._waiting.pop(id(backend), [])
+        for ticket in waiting:
+            ticket.wake()
+
+    def owe(self, counts: Counts, generation: int) -> None:
+        """Has what was seen while Redis was away told under the generation that was found there. Under the lock."""
+        if counts[0]:
+            owed = self._owed
+            self._owed = owed[0] + counts[0], owed[1] + counts[1], owed[2] + counts[2]
+            self._owed_under = generation
+            self.due = float("-inf")
+
+    def taken(self, tally: Tally) -> Counts:
+        """What `tally` holds, which is now in the fleet's counters. Under the lock."""
+        seen = tally.take()
+        for field, number in zip((tally.field, "failures", "slow"), seen, strict=True):
+            if number:
+                self.resource.count(f"breaker.{field}", number)
+        return seen
+
+    def gathered_alone(self) -> View:
+        """The circuit as this process saw it while Redis was away."""
+        return view_of(self._process.local.execute(self._command(0, NOTHING)), "local")
+
+    def _command(self, generation: int, counts: Counts) -> Command[View]:
+        keys = self.resource.keys
+        worker = self._process.heartbeat.worker_id
+        args = (*self._passenger.arguments(), worker, generation, *counts, draw())
+        return Command(EVIDENCE, (keys.overrides, keys.breaker, keys.workers), args)
