@@ -12,7 +12,11 @@ from mutation import core, scripts_run, table
 def main() -> int:
     """The exit code: 0 if at least 95 % of either kind are killed."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("--only", default="", help="one file, such as sliding_window.lua or refusals.py")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="one file, such as sliding_window.lua, or several of the core: limiter.py,refusals.py",
+    )
     parser.add_argument("--limit", type=int, help="at most so many mutants of each script")
     parser.add_argument("--part", choices=["scripts", "core", "all"], default="all")
     options = parser.parse_args()
@@ -25,9 +29,8 @@ def main() -> int:
         of_core = core.results(options.limit, options.only)
     for survivor in table.unexplained([*of_scripts, *of_core]):
         print(f"{survivor.file}:{survivor.line} {survivor.change}  survives unexplained in: {survivor.source}")
-    if not options.only and options.limit is None:
-        ran = {"scripts": of_scripts, "core": of_core}
-        table.write({part: results for part, results in ran.items() if options.part in (part, "all")})
+    if options.limit is None:
+        table.write({"scripts": of_scripts, "core": of_core})
     shares = table.percentage(of_scripts), table.percentage(of_core)
     print(f"killed: {shares[0]:.1f} % of the scripts' mutants, {shares[1]:.1f} % of the core's;", end=" ")
     print(f"{time.monotonic() - started:.0f} s")

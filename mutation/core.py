@@ -36,7 +36,7 @@ def results(limit: int | None, only: str) -> list[Result]:
 
 
 def _chosen(only: str) -> list[str]:
-    return [f"shared_resilience.{Path(only).stem}.*"] if only else []
+    return [f"shared_resilience.{Path(file).stem}.*" for file in only.split(",") if file]
 
 
 def _environment() -> dict[str, str]:

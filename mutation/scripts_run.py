@@ -103,4 +103,4 @@ def _of_file(path: Path, workshop: Workshop, trial: Trial, limit: int | None) ->
             left.append(Survivor(mutant.file, mutant.line, mutant.change, mutant.source))
     took = time.monotonic() - started
     print(f"{path.name}: {len(mutants)} mutants, {len(left)} survive, {took:.0f} s", flush=True)
-    return Result(path.name, len(mutants), left)
+    return Result(str(path.relative_to(workshop.real)), len(mutants), left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,26 +55,27 @@ def unexplained(results: Sequence[Result]) -> list[Survivor]:
     return [s for result in results for s in result.survivors if (s.file, s.source, s.change) not in known]
 
 
+RESULTS = Path(__file__).parent / "results.json"
 HEADINGS = {"scripts": "Scripts", "core": "Core in Python"}
 HEAD = (
     "# Mutants\n\n"
     "`make mutants` makes one small mistake at a time in the sources and runs the tests. A mutant that a test finds is"
     " killed;\nwhat survives is listed with the reason. At least 95 % must be killed. This page is written by `make"
-    " mutants`; the reasons\nstand in `mutation/equivalents.toml`.\n"
+    " mutants`, of a part\nor of all; the reasons stand in `mutation/equivalents.toml`.\n"
 )
 
 
-def write(sections: Mapping[str, Sequence[Result]]) -> None:
-    """Writes sections of `docs/mutants.md`; one that was not run anew stays as it is."""
-    place = ROOT / "docs" / "mutants.md"
-    old = place.read_text(encoding="utf-8") if place.exists() else ""
+def write(ran: Mapping[str, Sequence[Result]]) -> None:
+    """Writes `docs/mutants.md` of what was run now and, for the files that were not, what was found the last time."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     texts = []
-    for name, heading in HEADINGS.items():
-        text = old.partition(f"\n## {heading}\n\n")[2].partition("\n## ")[0]
-        if name in sections:
-            text = _section(sections[name])
-        texts.append(f"\n## {heading}\n\n{text.rstrip()}\n")
-    place.write_text(HEAD + "".join(texts), encoding="utf-8")
+    for part, heading in HEADINGS.items():
+        files = known.setdefault(part, {})
+        files |= {result.file: [result.mutants, result.survivors] for result in ran.get(part, ()) if result.mutants}
+        results = [Result(file, mutants, [Survivor(*s) for s in left]) for file, (mutants, left) in files.items()]
+        texts.append(f"\n## {heading}\n\n{_section(sorted(results))}")
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    (ROOT / "docs" / "mutants.md").write_text(HEAD + "".join(texts), encoding="utf-8")
 
 
 def _section(results: Sequence[Result]) -> str:

@@ -166,7 +166,7 @@ def test_a_timeout_of_a_reply_in_pieces_does_not_stay_on_the_connection(proxy: P
     limiter.try_acquire()
     (channel,) = wire_of(service)._idle
 
-    assert channel._socket.gettimeout() is None
+    assert channel._socket.gettimeout() == PATIENT
     service.close()
 
 

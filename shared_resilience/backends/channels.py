@@ -6,10 +6,11 @@ methods. A total deadline bounds each exchange: a server that sends its reply in
 
 from __future__ import annotations
 
-import math
+import os
 import select
 import socket
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -51,16 +52,12 @@ def channel_on(connection: Any, patience: float) -> Channel:
     return ClientChannel(connection, patience)
 
 
-def _blocks(opened: socket.socket) -> bool:
-    """Whether this is a socket of the operating system: not of TLS, and not one of gevent's, which never blocks."""
-    return type(opened).__module__ == "socket" and hasattr(socket, "MSG_DONTWAIT") and hasattr(select, "poll")
-
-
 class SocketChannel:
     """RESP2 on the socket itself, past the layers of redis-py.
 
-    A plain socket is left to block: a request is sent without waiting, one poll waits for the reply, and only a request
-    or a reply in several pieces needs a timeout of the socket. Saves a poll for each request.
+    A socket with a timeout polls before it sends and before it receives. A request almost always fits into the
+    kernel's buffer, so that it is written to the file descriptor, without the first poll. Not so with TLS, nor with
+    gevent, whose sockets are classes of their own.
     """
 
     def __init__(self, connection: Any, opened: socket.socket, patience: float) -> None:
@@ -69,15 +66,9 @@ class SocketChannel:
         self._patience = patience
         self._reader = make_reader()
         self._before = opened.gettimeout()
-        self._poll = select.poll() if _blocks(opened) else None
-        if self._poll:
-            self._poll.register(opened, select.POLLIN)
-        self._patience_ms = math.ceil(patience * 1000)
+        self._descriptor = opened.fileno() if type(opened).__module__ == "socket" and os.name == "posix" else None
         self._used_at = time.monotonic()
-        self._by_rule()
-
-    def _by_rule(self) -> None:
-        self._socket.settimeout(None if self._poll else self._patience)
+        opened.settimeout(patience)
 
     def exchange(self, data: bytes, count: int) -> list[Any]:
         begin = time.monotonic()
@@ -87,12 +78,8 @@ class SocketChannel:
             raise Stale
         self._used_at = begin
         reader = self._reader
-        if self._poll is not None and self._sends_at_once(data):
-            if not self._poll.poll(self._patience_ms):
-                raise RedisTimeoutError(f"no reply within {self._patience} s")
+        if self._sends_at_once(data):
             reader.feed(self._socket.recv(_CHUNK))
-        elif self._poll is None:
-            self._send(data)
         replies = []
         for _ in range(count):
             reply = reader.gets()
@@ -102,18 +89,14 @@ class SocketChannel:
         return replies
 
     def _sends_at_once(self, data: bytes) -> bool:
-        """Sends `data`; whether all of it went out without waiting."""
-        try:
-            sent = self._socket.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
+        """Sends `data`; whether that took no time."""
+        sent = 0
+        if self._descriptor is not None:
+            with suppress(BlockingIOError):
+                sent = os.write(self._descriptor, data)
         if sent < len(data):
-            self._send(data[sent:])
+            self._socket.sendall(data[sent:])
         return sent == len(data)
-
-    def _send(self, data: bytes) -> None:
-        self._socket.settimeout(self._patience)
-        self._socket.sendall(data)
 
     def _rest(self, begin: float) -> Any:
         """The reply of which a part, or nothing, has come so far."""
@@ -126,12 +109,16 @@ class SocketChannel:
             if not piece:
                 raise RedisConnectionError("the server closed the connection")
             self._reader.feed(piece)
-        self._by_rule()
+        self._socket.settimeout(self._patience)
         return reply
 
     def _has_something_to_say(self) -> bool:
         """What an idle connection has to say is that it is closed."""
-        return bool(select.select([self._socket], [], [], 0)[0]) if self._poll is None else bool(self._poll.poll(0))
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([self._socket], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def let_go(self) -> None:
         if self.connection._sock is self._socket:
