@@ -8,7 +8,6 @@ from typing import Any
 
 import redis
 
-import shared_resilience
 from benchmarks.ground import Ground
 from benchmarks.machine import version
 from benchmarks.rounds import Case, Effort, block, rows, samples
@@ -73,13 +72,9 @@ def measure(ground: Ground, effort: Effort, chosen: Callable[[Case], bool]) -> l
 
 
 def _ours(service: ResilienceService) -> Iterator[Case]:
-    make = getattr(service, "get_or_create_circuit_breaker", None)
-    if make is None:
-        return
-    config: Any = vars(shared_resilience)["CircuitBreakerConfig"](timeout_seconds=OPEN_SECONDS)
-    closed = make("closed", config)(nothing)
+    closed = service.get_or_create_circuit_breaker("closed")(nothing)
     yield Case(OURS, CLOSED + SHARED, closed, target=Target(MICROSECONDS, "≤", 3))
-    opened = make("open", config)
+    opened = service.get_or_create_circuit_breaker("open")
     opened.force_open()
     yield Case(OURS, OPEN + SHARED, refusal_of(opened(nothing)), is_refusal, Target(MICROSECONDS, "≤", 2))
 
