@@ -1,0 +1,97 @@
+"""A primary that Sentinel names: decided on its connections, and on those of its successor when it has died."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.sentinel import Sentinel
+from servers import PATIENT, Server, binary_of, free_port, poll
+
+from shared_resilience import ResilienceService, TokenBucket
+from shared_resilience.backends.channels import SocketChannel
+from shared_resilience.backends.stream import Stream
+
+BUCKET = TokenBucket(1000, 0.001)
+sentinel_of: Any = Sentinel
+async_sentinel_of: Any = AsyncSentinel
+
+
+class Watched(NamedTuple):
+    """A primary, its replica, and the port of the sentinel that watches both."""
+
+    primary: Server
+    replica: Server
+    port: int
+
+
+@pytest.fixture
+def watched(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    binary, sentinel = binary_of("redis-7.0"), shutil.which("redis-sentinel")
+    if request.config.getoption("--lanes") == "fakeredis" or binary is None or sentinel is None:
+        pytest.skip("needs Debian's redis-server and redis-sentinel")
+    with Server(binary) as primary, Server(binary, "--replicaof", "127.0.0.1", str(primary.port)) as replica:
+        port, file = free_port(), tmp_path / "sentinel.conf"
+        file.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor main 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 5000\n"
+        )
+        process = subprocess.Popen([sentinel, str(file)], stdout=subprocess.DEVNULL)
+        try:
+            asked = sentinel_of([("127.0.0.1", port)], socket_timeout=1)
+            poll(lambda: _knows(asked), "the sentinel to know the replica", 20)
+            yield Watched(primary, replica, port)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _knows(sentinel: Any) -> bool:
+    try:
+        return len(sentinel.discover_slaves("main")) == 1
+    except Exception:
+        return False
+
+
+def test_both_forms_decide_on_the_primary_and_after_its_death_on_its_successor(watched: Watched, prefix: str) -> None:
+    where = [("127.0.0.1", watched.port)]
+
+    async def main() -> None:
+        client = sentinel_of(where, socket_timeout=1).master_for("main", protocol=2)
+        async_client = async_sentinel_of(where, socket_timeout=1).master_for("main", protocol=2)
+        service = ResilienceService(client, async_client=async_client, prefix=prefix, command_timeout=PATIENT)
+        limiter: Any = service.get_or_create_rate_limiter("search", BUCKET)
+        async_limiter: Any = service.aio.get_or_create_rate_limiter("search")
+        before = [limiter.try_acquire(), await async_limiter.try_acquire()]
+        backends: Any = service._runtime.backends
+        (channel,) = backends.blocking._store._wire._idle
+        (way,) = backends.suspending._store._wire._ways.values()
+        state = f"{prefix}:{{search}}:limit:token_bucket"
+        with watched.replica.client() as replica:
+            poll(lambda: (replica.hget(state, "microtokens") or "").startswith("998"), "a copy")
+        watched.primary.kill()
+        during = [limiter.try_acquire().source, (await async_limiter.try_acquire()).source]
+        with watched.replica.client() as replica:
+            poll(lambda: replica.info("replication")["role"] == "master", "the failover", 30)
+        poll(lambda: limiter.try_acquire().source == "redis", "the successor to decide", 20)
+        async with asyncio.timeout(20):
+            while (after := await async_limiter.try_acquire()).source != "redis":
+                await asyncio.sleep(0.02)
+
+        assert [(decision.remaining, decision.source) for decision in before] == [(999, "redis"), (998, "redis")]
+        assert isinstance(channel, SocketChannel)
+        assert isinstance(way, Stream)
+        assert during == ["local", "local"]
+        assert after.source == "redis"
+        assert after.remaining < 998
+        await service.aio.close()
+        service.close()
+        await async_client.aclose()
+
+    asyncio.run(main())
