@@ -63,8 +63,8 @@ def test_both_forms_decide_on_the_primary_and_after_its_death_on_its_successor(w
     where = [("127.0.0.1", watched.port)]
 
     async def main() -> None:
-        client = sentinel_of(where, socket_timeout=1).master_for("main", protocol=2)
-        async_client = async_sentinel_of(where, socket_timeout=1).master_for("main", protocol=2)
+        sentinel, async_sentinel = sentinel_of(where, socket_timeout=1), async_sentinel_of(where, socket_timeout=1)
+        client, async_client = (by.master_for("main", protocol=2) for by in (sentinel, async_sentinel))
         service = ResilienceService(client, async_client=async_client, prefix=prefix, command_timeout=PATIENT)
         limiter: Any = service.get_or_create_rate_limiter("search", BUCKET)
         async_limiter: Any = service.aio.get_or_create_rate_limiter("search")
@@ -81,7 +81,7 @@ def test_both_forms_decide_on_the_primary_and_after_its_death_on_its_successor(w
             poll(lambda: replica.info("replication")["role"] == "master", "the failover", 30)
         poll(lambda: limiter.try_acquire().source == "redis", "the successor to decide", 20)
         async with asyncio.timeout(20):
-            while (after := await async_limiter.try_acquire()).source != "redis":
+            while (after := await async_limiter.try_acquire()).source != "redis":  # noqa: ASYNC110  # another process
                 await asyncio.sleep(0.02)
 
         assert [(decision.remaining, decision.source) for decision in before] == [(999, "redis"), (998, "redis")]
@@ -92,6 +92,9 @@ def test_both_forms_decide_on_the_primary_and_after_its_death_on_its_successor(w
         assert after.remaining < 998
         await service.aio.close()
         service.close()
+        client.close()
         await async_client.aclose()
+        for asked in async_sentinel.sentinels:
+            await asked.aclose()
 
     asyncio.run(main())
