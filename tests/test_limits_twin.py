@@ -264,6 +264,10 @@ TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {
         TokenBucket(5, 1),
         [Move(0, "pause", 0, 1), Move(99_999, "lease", 0, 1)],
     ),
+    "a lease is asked for just before the end, of an empty bucket": (
+        TokenBucket(5, 1),
+        [Move(0, "take", 0, 5), Move(0, "pause", 0, 1), Move(99_999, "lease", 0, 1)],
+    ),
     "a lease is asked for after a pause": (TokenBucket(5, 1), [Move(0, "pause", 0, 1), Move(200_000, "lease", 0, 1)]),
     "a debt is deeper than what is kept": (
         TokenBucket(10**9, 1e-6),
