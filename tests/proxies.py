@@ -73,19 +73,27 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._open: list[socket.socket] = []
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._pumps: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which ends the wait for the next client
+        self._acceptor.join(10)
         self._listener.close()
         self.reads.set()
         for end in self._open:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        for pump in self._pumps:
+            pump.join(10)
+        for end in self._open:
             end.close()
 
     def _accept(self) -> None:
@@ -96,8 +104,9 @@ class Proxy:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 server = socket.create_connection(("127.0.0.1", self._server_port))
                 self._open += [client, server]
-                threading.Thread(target=self._to_server, args=(client, server), daemon=True).start()
-                threading.Thread(target=self._to_client, args=(client, server), daemon=True).start()
+                for pump in (self._to_server, self._to_client):
+                    self._pumps.append(threading.Thread(target=pump, args=(client, server), daemon=True))
+                    self._pumps[-1].start()
 
     def _to_server(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError):

@@ -66,7 +66,7 @@ class SocketChannel:
         self._patience = patience
         self._reader = make_reader()
         self._before = opened.gettimeout()
-        self._descriptor = opened.fileno() if type(opened).__module__ == "socket" and os.name == "posix" else None
+        self._has_descriptor = type(opened).__module__ == "socket" and os.name == "posix"
         self._used_at = time.monotonic()
         opened.settimeout(patience)
 
@@ -91,9 +91,9 @@ class SocketChannel:
     def _sends_at_once(self, data: bytes) -> bool:
         """Sends `data`; whether that took no time."""
         sent = 0
-        if self._descriptor is not None:
+        if self._has_descriptor:
             with suppress(BlockingIOError):
-                sent = os.write(self._descriptor, data)
+                sent = os.write(self._socket.fileno(), data)  # asked for each time: a closed one may be another's soon
         if sent < len(data):
             self._socket.sendall(data[sent:])
         return sent == len(data)
