@@ -123,7 +123,7 @@ class PoolWire:
             with once():
                 connection: Any = self._pool.get_connection()
             return channel_on(connection, self._patience)
-        except FOREIGN as error:
+        except (*FOREIGN, ValueError) as error:  # the latter, if another thread closes the pool meanwhile
             raise StoreError(error, sent=False) from error
 
     def _keep(self, channel: Channel) -> None:
