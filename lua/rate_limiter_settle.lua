@@ -12,27 +12,25 @@
 -- ARGV[#]  now_us, "" for the server's clock
 --
 -- Reply: as rate_limiter.lua, for a further call of cost 1
---- @include "clock"
 --- @include "leaky_bucket"
 --- @include "limits"
 --- @include "sliding_window"
 --- @include "token_bucket"
 
-local cost, share = argument("cost", ARGV[1], 1), argument("share", ARGV[2], 1)
 local since = argument("since", ARGV[4], 0)
-local now = read_clock(ARGV[#ARGV])
-
-local overrides = read_overrides(KEYS[1])
-local limits = check_limits(overrides, now, share, 5)
+local call = read_call(5, false)
 if problem then
   return problem
 end
-for _, limit in ipairs(limits) do
+
+call.paused = 0 -- what was taken is settled all the same
+for index = 1, #call.limits do
+  local limit = call.limits[index]
   if ARGV[3] == "take" then
-    limit.kind.take(limit, cost)
+    limit.kind.take(limit, call.cost)
   else
-    limit.kind.give(limit, cost, since > 0 and since or now)
+    limit.kind.give(limit, call.cost, since > 0 and since or call.now)
   end
 end
-local keeper, wait = longest_wait(limits, 1, -1)
-return reply_of(limits, overrides, keeper, wait, 0, now)
+local keeper, wait = longest_wait(call, 1, -1)
+return reply_of(call, keeper, wait, 0)

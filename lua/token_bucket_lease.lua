@@ -11,33 +11,29 @@
 -- ARGV[#]  now_us, "" for the server's clock
 --
 -- Reply: as rate_limiter.lua, then the tokens that were taken, 0 when refused
---- @include "clock"
 --- @include "token_bucket"
 --- @include "limits"
 
-local cost, share = argument("cost", ARGV[1], 1), argument("share", ARGV[2], 1)
 local most, back = argument("most", ARGV[3], 1), argument("back", ARGV[4], 0)
-local now = read_clock(ARGV[#ARGV])
-
-local overrides = read_overrides(KEYS[1])
-local limits = check_limits(overrides, now, share, 5)
+local call = read_call(5, true)
 if problem then
   return problem
 end
+
+local limits = call.limits
 for index = 1, #limits do
   token_bucket.add(limits[index], back)
 end
-local left = overrides and overrides.paused(now, true) or 0
-local keeper, wait, delay = longest_wait(limits, cost, -1)
-local taken = left == 0 and wait == 0 and math.max(cost, most) or 0
+local keeper, wait, delay = longest_wait(call, call.cost, -1)
+local taken = wait == 0 and math.max(call.cost, most) or 0
 for index = 1, #limits do
-  taken = math.min(taken, math.max(cost, limits[index].remaining))
+  taken = math.min(taken, math.max(call.cost, limits[index].remaining))
 end
 for index = 1, #limits do
   if taken + back > 0 or limits[index].rebased then
     token_bucket.take(limits[index], taken)
   end
 end
-local reply = reply_of(limits, overrides, left > 0 and 0 or keeper, left > 0 and left or wait, delay, now)
+local reply = reply_of(call, keeper, wait, delay)
 reply[#reply + 1] = taken
 return reply

@@ -27,16 +27,16 @@ PINNED = {
     "evidence": "b9660ef08d9910939d9424af35dd65b2a75858c7",
     "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "leaky_bucket": "6a0b9ae265d6ba4308fff31891c2bc0ac04128a8",
-    "rate_limiter": "df92efcf240d4b67fba170f9912611d9d77e8856",
+    "leaky_bucket": "83253b201600d3b143c0da2ad785f5c11c115ba6",
+    "rate_limiter": "004aa76cf8902073fda7ca8f7a3fb0273721bebe",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
     "rate_limiter_pause": "64b59aff61b1fd777f03bfe3f55c20d2409423ed",
-    "rate_limiter_peek": "74d8f885e2bb3180950f27da36bf070a9b9e7435",
+    "rate_limiter_peek": "66faeb6eadfcdb58990a2a5fe6363baebd8d3ab3",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "1a3b8040b8b394e632e2d0311ab6c91d7e3d1bc7",
-    "sliding_window": "36a4c2cbc244ab551b4c6bc56890fbcef62541cc",
-    "token_bucket": "17ded90b93cf3b41a4fe66449a0dc20b5a969d30",
-    "token_bucket_lease": "36a60be70c470ecd27c172e7199dd23bd84bae93",
+    "rate_limiter_settle": "3b7f7454bd63cb4f300221066d16d21738cfebf5",
+    "sliding_window": "0fe15a1e171141fdad9385b849220e3dcf5af7ec",
+    "token_bucket": "891b080e61481a79f938703987c48acbefab363d",
+    "token_bucket_lease": "b568c181761e3b6b5eb6ee4d0db28ab2bb014f79",
 }
 
 

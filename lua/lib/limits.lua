@@ -1,4 +1,5 @@
 --- @include "arguments"
+--- @include "clock"
 --- @include "kinds"
 --- @include "overrides"
 
@@ -49,13 +50,29 @@ local function check_limits(overrides, now, share, start)
   return limits
 end
 
--- Whether `cost` may pass: the number of the limit that keeps it longest (0: none), for how many microseconds (-1: for
--- ever), and how long it waits for its turn. What would have to do so for longer than `max_delay` does not enter (-1:
--- any delay).
-local function longest_wait(limits, cost, max_delay)
+-- The call at hand: its cost, its time, what is overridden, for how long the resource is paused, and the limits as they
+-- stand, which begin at ARGV[start]. Of no use if there is a problem.
+local function read_call(start, may_write)
+  local call = { cost = argument("cost", ARGV[1], 1), now = read_clock(ARGV[#ARGV]), paused = 0 }
+  local share = argument("share", ARGV[2], 1)
+  call.overrides = read_overrides(KEYS[1])
+  call.limits = check_limits(call.overrides, call.now, share, start)
+  if call.overrides and not problem then
+    call.paused = call.overrides.paused(call.now, may_write)
+  end
+  return call
+end
+
+-- Whether `cost` may pass: the number of the limit that keeps it longest (0: none, or the pause), for how many
+-- microseconds (-1: for ever), and how long it waits for its turn. What would have to do so for longer than `max_delay`
+-- does not enter (-1: any delay).
+local function longest_wait(call, cost, max_delay)
+  if call.paused > 0 then
+    return 0, call.paused, 0
+  end
   local keeper, longest, delay = 0, 0, 0
-  for index = 1, #limits do
-    local limit = limits[index]
+  for index = 1, #call.limits do
+    local limit = call.limits[index]
     local wait = limit.kind.wait(limit, cost)
     if wait >= 0 and max_delay >= 0 then
       wait = math.max(wait, limit.delay - max_delay)
@@ -71,8 +88,8 @@ end
 -- The reply of every limit script: allowed, the number of the limit that the rest speaks of (0: the pause), its limit,
 -- what remains, retry after (-1: never), reset after, delay, the time of the decision, overrides that were ignored.
 -- A refusal speaks of its keeper, an admission of the limit that has least left.
-local function reply_of(limits, overrides, keeper, wait, delay, now)
-  local limit = limits[math.max(1, keeper)]
+local function reply_of(call, keeper, wait, delay)
+  local limits = call.limits
   if wait == 0 then
     keeper = 1
     for index = 2, #limits do
@@ -80,10 +97,10 @@ local function reply_of(limits, overrides, keeper, wait, delay, now)
         keeper = index
       end
     end
-    limit = limits[keeper]
   end
+  local limit = limits[math.max(1, keeper)]
   return {
     wait == 0 and 1 or 0, keeper, limit.size, limit.remaining, wait, keeper > 0 and limit.reset_after or wait, delay,
-    now, overrides and overrides.ignored or "",
+    call.now, call.overrides and call.overrides.ignored or "",
   }
 end
