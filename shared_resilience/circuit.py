@@ -264,7 +264,7 @@ class Circuit:
     def step(self, result: int, *others: State) -> Step:
         """The answer of a twin; `others` are the states of further keys, which stay as they are."""
         self.save()
-        overrides = 0 if self.overrides.changed else None
+        overrides = self.overrides.ttl
         ttls = (overrides, self.ttl, *(None for _ in others))
         return Step((self.overrides.stored, self.stored, *others), ttls, self.reply(result))
 

@@ -195,7 +195,7 @@ def beat(states: tuple[State, ...], now: int, worker: str, horizon: int, fields:
     changes = [item for pair in overrides.fields.items() for item in pair]
     reply = (len(workers), overrides.paused(now), len(stats), *counters, *changes)
     states = (workers, config or None, stats or None, overrides.stored)
-    return Step(states, (_ttl(horizon), DAY_MS, DAY_MS, 0 if overrides.changed else None), reply)
+    return Step(states, (_ttl(horizon), DAY_MS, DAY_MS, overrides.ttl), reply)
 
 
 def enrol(states: tuple[State, ...], now: int, horizon: int, *members: str) -> Step:

@@ -45,59 +45,94 @@ def take_tokens(states: Sequence[State], now: int, *told: Argument) -> Step:
     return usual or take(states, now, *told)  # type: ignore[arg-type]  # as the script is told
 
 
+class Call:
+    """Twin of `read_call` in `lua/lib/limits.lua`: the call at hand, and the limits as they stand."""
+
+    def __init__(
+        self, states: Sequence[State], now: int, cost: int, share: int, told: Sequence[Argument], may_write: bool
+    ) -> None:
+        self.cost, self.now = cost, now
+        self._states, self._may_write = states, may_write
+        self.overrides = Overrides(states[0])
+        self.limits: list[Checked] = []
+        for number, stored in enumerate(states[1:]):
+            kind, label, *numbers = told[PER_LIMIT * number : PER_LIMIT * (number + 1)]
+            in_force = self.overrides.in_force(str(kind), str(label), *map(int, numbers))
+            self.limits.append(KINDS[str(kind)](stored, now, *in_force, share))
+        self.paused = self.overrides.paused(now)
+
+    def longest_wait(self, cost: int, max_delay: int) -> tuple[int, int, int]:
+        """Twin of `longest_wait`."""
+        if self.paused > 0:
+            return 0, self.paused, 0
+        keeper, longest, delay = 0, 0, 0
+        for index, limit in enumerate(self.limits, start=1):
+            wait = limit.wait(cost)
+            if wait >= 0 and max_delay >= 0:
+                wait = max(wait, limit.delay - max_delay)
+            if longest >= 0 and (wait < 0 or wait > longest):
+                keeper, longest = index, wait
+            delay = max(delay, limit.delay)
+        return keeper, longest, delay
+
+    def step(self, keeper: int, wait: int, delay: int, *more: int) -> Step:
+        """Twin of `reply_of`, and what is to be written."""
+        limits = self.limits
+        if wait == 0:
+            keeper = min(range(1, len(limits) + 1), key=lambda index: limits[index - 1].remaining)
+        limit = limits[max(1, keeper) - 1]
+        reset_after = limit.reset_after if keeper > 0 else wait
+        counts = int(wait == 0), keeper, limit.size, limit.remaining, wait, reset_after, delay, self.now
+        reply = (*counts, self.overrides.ignored, *more)
+        overrides, ttl = (self.overrides.stored, self.overrides.ttl) if self._may_write else (self._states[0], None)
+        return Step((overrides, *(limit.stored for limit in limits)), (ttl, *(limit.ttl for limit in limits)), reply)
+
+
 def take(states: Sequence[State], now: int, cost: int, share: int, max_delay: int, *told: Argument) -> Step:
     """Twin of `rate_limiter.lua`, `sliding_window.lua` and `leaky_bucket.lua`."""
-    overrides, limits = _check(states, now, share, told)
-    left = overrides.paused(now)
-    if left > 0:
-        return _step(overrides, limits, _reply(overrides, limits, 0, left, 0, now))
-    keeper, wait, delay = _longest_wait(limits, cost, max_delay)
-    for limit in limits:
-        if wait == 0 or limit.rebased:
+    call = Call(states, now, cost, share, told, may_write=True)
+    keeper, wait, delay = call.longest_wait(cost, max_delay)
+    for limit in call.limits:
+        if call.paused == 0 and (wait == 0 or limit.rebased):
             limit.take(cost if wait == 0 else 0)
-    return _step(overrides, limits, _reply(overrides, limits, keeper, wait, delay, now))
+    return call.step(keeper, wait, delay)
 
 
 def peek(states: Sequence[State], now: int, cost: int, share: int, max_delay: int, *told: Argument) -> Step:
     """Twin of `rate_limiter_peek.lua`."""
-    overrides, limits = _check(states, now, share, told)
-    left = overrides.paused(now)
-    if left > 0:
-        return Step(states, (None,) * len(states), _reply(overrides, limits, 0, left, 0, now))
-    keeper, wait, delay = _longest_wait(limits, cost, max_delay)
-    return Step(states, (None,) * len(states), _reply(overrides, limits, keeper, wait, delay, now))
+    call = Call(states, now, cost, share, told, may_write=False)
+    return call.step(*call.longest_wait(cost, max_delay))
 
 
 def lease(states: Sequence[State], now: int, cost: int, share: int, most: int, back: int, *told: Argument) -> Step:
     """Twin of `token_bucket_lease.lua`."""
-    overrides, limits = _check(states, now, share, told)
-    buckets = cast("list[Bucket]", limits)
+    call = Call(states, now, cost, share, told, may_write=True)
+    buckets = cast("list[Bucket]", call.limits)
     for bucket in buckets:
         bucket.add(back)
-    left = overrides.paused(now)
-    keeper, wait, delay = _longest_wait(limits, cost, -1)
-    taken = max(cost, most) if left == 0 and wait == 0 else 0
+    keeper, wait, delay = call.longest_wait(cost, -1)
+    taken = max(cost, most) if wait == 0 else 0
     for bucket in buckets:
         taken = min(taken, max(cost, bucket.remaining))
     for bucket in buckets:
         if taken + back > 0 or bucket.rebased:
             bucket.take(taken)
-    reply = _reply(overrides, limits, 0 if left > 0 else keeper, left if left > 0 else wait, delay, now)
-    return _step(overrides, limits, (*reply, taken))
+    return call.step(keeper, wait, delay, taken)
 
 
 def settle(
     states: Sequence[State], now: int, cost: int, share: int, direction: str, since: int, *told: Argument
 ) -> Step:
     """Twin of `rate_limiter_settle.lua`."""
-    overrides, limits = _check(states, now, share, told)
-    for limit in limits:
+    call = Call(states, now, cost, share, told, may_write=False)
+    call.paused = 0
+    for limit in call.limits:
         if direction == "take":
             limit.take(cost)
         else:
             limit.give(cost, since or now)
-    keeper, wait, _ = _longest_wait(limits, 1, -1)
-    return _step(overrides, limits, _reply(overrides, limits, keeper, wait, 0, now))
+    keeper, wait, _ = call.longest_wait(1, -1)
+    return call.step(keeper, wait, 0)
 
 
 def pause(states: Sequence[State], now: int, length: int) -> Step:
@@ -105,19 +140,19 @@ def pause(states: Sequence[State], now: int, length: int) -> Step:
     overrides = Overrides(states[0])
     if length == 0:
         overrides.write({"paused_until_us": "", "paused_for_us": ""})
-        return _step(overrides, [], (0,))
+        return _stored(overrides, 0)
     left = overrides.paused(now)
     if left < length:
         overrides.write({"paused_until_us": str(now + length), "paused_for_us": str(length)})
         left = length
-    return _step(overrides, [], (left,))
+    return _stored(overrides, left)
 
 
 def override(states: Sequence[State], now: int, *fields: str) -> Step:
     """Twin of `rate_limiter_override.lua`."""
     overrides = Overrides(states[0])
     overrides.write(dict(zip(fields[::2], fields[1::2], strict=True)))
-    return _step(overrides, [], (len(fields) // 2,))
+    return _stored(overrides, len(fields) // 2)
 
 
 def reset(states: Sequence[State], now: int) -> Step:
@@ -126,38 +161,5 @@ def reset(states: Sequence[State], now: int) -> Step:
     return Step((None,) * len(states), (None,) * len(states), (held,))
 
 
-def _check(states: Sequence[State], now: int, share: int, told: Sequence[Argument]) -> tuple[Overrides, list[Checked]]:
-    overrides = Overrides(states[0])
-    limits: list[Checked] = []
-    for number, stored in enumerate(states[1:]):
-        kind, label, *numbers = told[PER_LIMIT * number : PER_LIMIT * (number + 1)]
-        in_force = overrides.in_force(str(kind), str(label), *map(int, numbers))
-        limits.append(KINDS[str(kind)](stored, now, *in_force, share))
-    return overrides, limits
-
-
-def _step(overrides: Overrides, limits: Sequence[Checked], reply: Sequence[int | str]) -> Step:
-    states = (overrides.stored, *(limit.stored for limit in limits))
-    return Step(states, (0 if overrides.changed else None, *(limit.ttl for limit in limits)), reply)
-
-
-def _longest_wait(limits: Sequence[Checked], cost: int, max_delay: int) -> tuple[int, int, int]:
-    keeper, longest, delay = 0, 0, 0
-    for index, limit in enumerate(limits, start=1):
-        wait = limit.wait(cost)
-        if wait >= 0 and max_delay >= 0:
-            wait = max(wait, limit.delay - max_delay)
-        if longest >= 0 and (wait < 0 or wait > longest):
-            keeper, longest = index, wait
-        delay = max(delay, limit.delay)
-    return keeper, longest, delay
-
-
-def _reply(
-    overrides: Overrides, limits: Sequence[Checked], keeper: int, wait: int, delay: int, now: int
-) -> tuple[int | str, ...]:
-    if wait == 0:
-        keeper = min(range(1, len(limits) + 1), key=lambda index: limits[index - 1].remaining)
-    limit = limits[max(1, keeper) - 1]
-    reset_after = limit.reset_after if keeper > 0 else wait
-    return int(wait == 0), keeper, limit.size, limit.remaining, wait, reset_after, delay, now, overrides.ignored
+def _stored(overrides: Overrides, reply: int) -> Step:
+    return Step((overrides.stored,), (overrides.ttl,), (reply,))

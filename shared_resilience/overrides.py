@@ -47,12 +47,12 @@ def override_text(field: str, number: float) -> str:
 
 
 class Overrides:
-    """The overrides of a resource as they stand; `stored` and `changed` are what is to be written."""
+    """The overrides of a resource as they stand; `stored` and `ttl` are what is to be written, `ttl` None: nothing."""
 
     def __init__(self, stored: State) -> None:
         self.stored: State = stored
         self.fields = cast("Mapping[str, str]", stored or {})
-        self.changed = False
+        self.ttl: int | None = None
         self.ignored = ""
 
     def number(self, field: str, low: float, high: float) -> float | None:
@@ -114,7 +114,7 @@ class Overrides:
         """Sets fields; the value "" clears one."""
         together = {**self.fields, **fields}
         self.fields = {field: value for field, value in together.items() if value != ""}
-        self.stored, self.changed = self.fields or None, True
+        self.stored, self.ttl = self.fields or None, 0  # for ever
 
 
 def told_in_force(fields: Mapping[str, str], told: Arguments) -> tuple[Arguments, str]:
