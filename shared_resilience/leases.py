@@ -98,9 +98,10 @@ class Leases(Generic[K]):
         with self._lock:
             self._by_key.clear()
 
-    def unused(self, now: float, source: Source, rate: float) -> list[tuple[K, int]]:
-        """Drops all leases; what can still be given back of them to `source`, by key."""
+    def pop(self, now: float, source: Source, rate: float) -> tuple[K, int] | None:
+        """Drops a lease; its key, and what can still be given back of it to `source`. None when there are no more."""
         with self._lock:
-            left = [(key, lease.returnable(now, source, rate)) for key, lease in self._by_key.items()]
-            self._by_key.clear()
-            return [(key, tokens) for key, tokens in left if tokens > 0]
+            if not self._by_key:
+                return None
+            key, lease = self._by_key.popitem()
+            return key, lease.returnable(now, source, rate)

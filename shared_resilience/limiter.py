@@ -14,11 +14,11 @@ from shared_resilience.errors import RateLimitExceeded
 from shared_resilience.leases import Leases
 from shared_resilience.limit_commands import ANY_DELAY, PAUSE, PAUSE_FOR, RESET, Answer, LimitCommands
 from shared_resilience.limiter_config import LimiterConfig
+from shared_resilience.limiter_keys import Key, LimiterKeys, Texts
 from shared_resilience.lines import Lines
 from shared_resilience.overrides import fastest, told_in_force
-from shared_resilience.places import Key, Places, Texts
 from shared_resilience.refusals import Refusals
-from shared_resilience.sent import Sent
+from shared_resilience.sent_commands import SentCommands
 
 REMEMBERED = -1
 """When an answer was decided that a process gives itself, out of its memory."""
@@ -38,7 +38,7 @@ class Reserved:
         """Takes or gives back the difference to `actual`; only where the reservation was made is something given."""
         if not self.taken or actual == self.cost:
             return
-        core, keys, told = self.core, self.core.places.keys(self.texts), self.core.told()
+        core, keys, told = self.core, self.core.keys.of(self.texts), self.core.told()
         if actual > self.cost:
             await core.run(backend, core.commands.charge(keys, actual - self.cost, told))
         elif backend.source() == self.answer.decision.source:
@@ -55,7 +55,7 @@ class Limiter(Component):
         self.config = config
         self.resource = process.heartbeat.resource(name)
         self.commands = LimitCommands(config.limits)
-        self.places = Places(self.resource.keys, process.prefix, name, config)
+        self.keys = LimiterKeys(self.resource.keys, process.prefix, name, config)
         self.refusals = Refusals()
         self._lines = Lines()
         self._process = process
@@ -63,7 +63,7 @@ class Limiter(Component):
         self._labels = tuple(limit.label for limit in config.limits)
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
-        self._sent = Sent()
+        self._sent = SentCommands()
         self.leases = self._no_leases()
         self._monotonic = process.clock.monotonic
         for limit in config.limits:
@@ -80,9 +80,10 @@ class Limiter(Component):
 
     async def before_close(self, backend: Backend) -> None:
         """Gives leased tokens back."""
-        if self.leases:
-            for texts, left in self.leases.unused(self._monotonic(), backend.source(), self._rate()):
-                await self.run(backend, self.commands.give(self.places.keys(texts), left, told=self.told()))
+        while self.leases and (unused := self.leases.pop(self._monotonic(), backend.source(), self._rate())):
+            texts, tokens = unused
+            if tokens > 0:
+                await self.run(backend, self.commands.give(self.keys.of(texts), tokens, told=self.told()))
 
     def _rate(self) -> float:
         """Tokens per second of the fastest bucket, by the numbers in force."""
@@ -96,38 +97,38 @@ class Limiter(Component):
         now = self.resource.last_used = self._monotonic()
         if self._process.heartbeat.due(now):
             return None
-        decision = self.leases.serve(self.places.texts(key), cost, now)
+        decision = self.leases.serve(self.keys.texts(key), cost, now)
         if decision is not None:
             self.resource.count("limit.allowed")
         return decision
 
     async def try_acquire(self, backend: Backend, key: Key, cost: int, max_delay: float = math.inf) -> Decision:
-        texts = self.places.texts(key)
+        texts = self.keys.texts(key)
         return self._note((await self._decide(backend, texts, cost, max_delay)).decision, texts)
 
     async def acquire(self, backend: Backend, key: Key, cost: int, timeout: float) -> Decision:
-        texts = self.places.texts(key)
+        texts = self.keys.texts(key)
         return (await self._acquire(backend, texts, cost, timeout)).decision
 
     async def reserve(self, backend: Backend, key: Key, cost: int, timeout: float) -> Reserved:
-        texts = self.places.texts(key)
+        texts = self.keys.texts(key)
         answer = await self._acquire(backend, texts, cost, validation.timeout("timeout", timeout))
         decision = answer.decision
         charged = decision.source == "redis" or self.config.on_outage == "local"
         return Reserved(self, texts, cost, answer, charged and decision.limited_by is None)
 
     async def peek(self, backend: Backend, key: Key, cost: int) -> Decision:
-        texts = self.places.texts(key)
+        texts = self.keys.texts(key)
         self.check_cost(cost)
         if (paused := await self._paused(backend)) is not None:
             return self._in_shadow(paused)
-        answer = await self.run(backend, self.commands.peek(self.places.keys(texts), cost, self.told()))
+        answer = await self.run(backend, self.commands.peek(self.keys.of(texts), cost, self.told()))
         return self._in_shadow(answer.decision)
 
     async def refund(self, backend: Backend, key: Key, cost: int) -> None:
-        texts = self.places.texts(key)
+        texts = self.keys.texts(key)
         self.check_cost(cost)
-        await self.run(backend, self.commands.give(self.places.keys(texts), cost, told=self.told()))
+        await self.run(backend, self.commands.give(self.keys.of(texts), cost, told=self.told()))
         self.refusals.forget(texts)
 
     async def pause(self, backend: Backend, seconds: float) -> None:
@@ -140,8 +141,8 @@ class Limiter(Component):
         self._forget_all()
 
     async def reset(self, backend: Backend, key: Key) -> None:
-        texts = self.places.texts(key)
-        await backend.run(Command(RESET, self.places.keys(texts)[1:], ()), self.resource)
+        texts = self.keys.texts(key)
+        await backend.run(Command(RESET, self.keys.of(texts)[1:], ()), self.resource)
         self.refusals.forget(texts)
         if self.leases:
             self.leases.forget(texts)
@@ -254,12 +255,12 @@ class Limiter(Component):
 
     async def _decide_anew(self, backend: Backend, texts: Texts, cost: int, max_delay: float) -> Answer:
         self.check_cost(cost)
-        if self.config.partitioned and (paused := await self._paused(backend)) is not None:
+        if (paused := await self._paused(backend)) is not None:
             return Answer(paused)
         if self.leases is not None and cost <= self.leases.tokens:
             return await self._ask_for_lease(self.leases, backend, texts, cost)
         max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
-        command = self.commands.take(self.places.keys(texts), cost, max_delay_us, self.told())
+        command = self.commands.take(self.keys.of(texts), cost, max_delay_us, self.told())
         if not self.config.partitioned and max_delay in (0, math.inf):
             self._sent.keep((texts, cost, max_delay), command)
         return await backend.run(command, self.resource, self.config.on_outage)
@@ -278,7 +279,7 @@ class Limiter(Component):
             if known is not None:
                 return Answer(known, decided_us=REMEMBERED)
             wanted = leases.take_out(texts, cost, asked_at, backend.source(), self._rate())
-            answer = await self.run(backend, self.commands.lease(self.places.keys(texts), cost, *wanted, self.told()))
+            answer = await self.run(backend, self.commands.lease(self.keys.of(texts), cost, *wanted, self.told()))
             if not answer.taken:
                 return answer
             leases.put(texts, cost, answer.taken, answer.decision, asked_at)

@@ -82,8 +82,8 @@ class Call:
             keeper = min(range(1, len(limits) + 1), key=lambda index: limits[index - 1].remaining)
         limit = limits[max(1, keeper) - 1]
         reset_after = limit.reset_after if keeper > 0 else wait
-        counts = int(wait == 0), keeper, limit.size, limit.remaining, wait, reset_after, delay, self.now
-        reply = (*counts, self.overrides.ignored, *more)
+        numbers = [int(wait == 0), keeper, limit.size, limit.remaining, wait, reset_after, delay, self.now]
+        reply: tuple[int | str, ...] = (*numbers, self.overrides.ignored, *more)
         overrides, ttl = (self.overrides.stored, self.overrides.ttl) if self._may_write else (self._states[0], None)
         return Step((overrides, *(limit.stored for limit in limits)), (ttl, *(limit.ttl for limit in limits)), reply)
 

@@ -11,7 +11,7 @@ from shared_resilience.backends import Backend, Backends, step
 from shared_resilience.decision import Decision
 from shared_resilience.functions import is_coroutine_function, mirrors
 from shared_resilience.limiter import Limiter
-from shared_resilience.places import Key
+from shared_resilience.limiter_keys import Key
 from shared_resilience.reservation import AsyncReservation, Reservation
 
 P = ParamSpec("P")

@@ -16,7 +16,7 @@ from shared_resilience import (
     SlidingWindow,
     StoreUnavailableError,
     TokenBucket,
-    sent,
+    sent_commands,
 )
 from shared_resilience.commands import Command
 from shared_resilience.keys import ResourceKeys
@@ -85,13 +85,13 @@ def test_keys_are_those_of_the_labels_or_of_the_partition(api: Api) -> None:
     spread = api.service.get_or_create_rate_limiter("s", *TWO, partitioned=True)._core
     stem = ResourceKeys(whole._process.prefix, "r").overrides.removesuffix("overrides")
 
-    assert whole.places.texts({"sliding_window": "b"}) == ("", "b")
-    assert whole.places.keys(("", "b")) == (
+    assert whole.keys.texts({"sliding_window": "b"}) == ("", "b")
+    assert whole.keys.of(("", "b")) == (
         f"{stem}overrides",
         f"{stem}limit:token_bucket",
         f"{stem}limit:sliding_window:b",
     )
-    assert [key.partition(":")[2] for key in spread.places.keys(("a", "a"))] == [
+    assert [key.partition(":")[2] for key in spread.keys.of(("a", "a"))] == [
         "{s/a}:overrides", "{s/a}:limit:token_bucket", "{s/a}:limit:sliding_window"
     ]  # fmt: skip
 
@@ -288,7 +288,7 @@ def nobody_comes(monkeypatch: pytest.MonkeyPatch, limiter: Any) -> None:
         async def wait(self, seconds: float) -> bool:
             return False
 
-    limiter._core._lines.join((id(limiter._backend), limiter._core.places.texts("k")), Patience())
+    limiter._core._lines.join((id(limiter._backend), limiter._core.keys.texts("k")), Patience())
     monkeypatch.setattr(limiter._backend, "ticket", InVain, raising=False)
 
 
@@ -363,8 +363,8 @@ def test_the_longest_and_the_shortest_of_every_option_are_taken() -> None:
 
 
 def test_a_flood_of_keys_is_forgotten_and_decided_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sent, "MOST", 4)
-    monkeypatch.setattr(sent, "FLOOD", 8)
+    monkeypatch.setattr(sent_commands, "MOST", 4)
+    monkeypatch.setattr(sent_commands, "FLOOD", 8)
     limiter = ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(2, 0.001))
     kept = []
     for number in range(14):

@@ -186,7 +186,7 @@ def test_a_lost_connection_fails_exactly_what_was_in_flight(proxy: Proxy, prefix
             await limiter.try_acquire()
             line = stream_of(service)
             store: Any = service._runtime.backends.suspending._store  # type: ignore[attr-defined]
-            command = limiter._core.commands.take(limiter._core.places.keys(("k",)), 1)
+            command = limiter._core.commands.take(limiter._core.keys.of(("k",)), 1)
             proxy.treatment = cut
             sent = [asyncio.ensure_future(store.execute(command)) for _ in range(3)]
             await asyncio.sleep(0)

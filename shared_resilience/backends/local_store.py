@@ -30,7 +30,7 @@ class LocalStore:
 
     def execute(self, command: Command[R]) -> Reply:
         """Runs the twin of `command` as one atomic step and returns the script's reply."""
-        now = int(self._clock.monotonic() * 1e6)
+        now = self.now_us()
         with self._lock:
             states = [self._live(key, now) for key in command.keys]
             step = command.operation.twin(states, now, *command.args)

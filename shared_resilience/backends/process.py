@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Hashable
 
 from shared_resilience.backends.clock import Clock, SystemClock
+from shared_resilience.backends.forks import begin_anew_after_forks
 from shared_resilience.backends.guard import StoreGuard
 from shared_resilience.backends.local_store import LocalStore
 from shared_resilience.events import Events
@@ -32,7 +33,7 @@ class Process:
         self._worker_id = worker_id
         self._fresh()
         self.heartbeat = Heartbeat(prefix, self._make_worker_id())
-        _processes.add(self)
+        begin_anew_after_forks(self)
 
     def _fresh(self) -> None:
         self.lock = threading.Lock()
@@ -58,7 +59,6 @@ class Component:
         """Drops what a forked child must not share with its parent."""
 
 
-_processes: weakref.WeakSet[Process] = weakref.WeakSet()
 _shared: weakref.WeakValueDictionary[Hashable, Process] = weakref.WeakValueDictionary()
 _shared_lock = threading.Lock()
 
@@ -76,8 +76,6 @@ def shared_process(store: Hashable, prefix: str, worker_id: str | None) -> Proce
 def _after_fork_in_child() -> None:
     global _shared_lock
     _shared_lock = threading.Lock()
-    for process in list(_processes):
-        process.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

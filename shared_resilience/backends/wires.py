@@ -6,7 +6,6 @@ was lost, and the user's client may be set up to do so ten times. Connecting, AU
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from redis.retry import Retry
 
 from shared_resilience.backends.channels import Channel, Stale, channel_on
 from shared_resilience.backends.faults import FOREIGN, StoreError
+from shared_resilience.backends.forks import begin_anew_after_forks
 from shared_resilience.backends.redis import Request
 from shared_resilience.commands import Argument
 
@@ -89,7 +89,7 @@ class PoolWire:
             pool.set_retry(PoliteRetry(retry))
         self._idle: deque[Channel] = deque()
         weakref.finalize(self, _give_back_all, pool, self._idle).atexit = False
-        _wires.add(self)
+        begin_anew_after_forks(self)
 
     async def ask(self, request: Request) -> Any:
         return self._exchange(request.packed, 1)[0]
@@ -168,17 +168,6 @@ def _give_back_all(pool: redis.ConnectionPool, idle: deque[Channel]) -> None:
     with suppress(IndexError):
         while True:
             _give_back(pool, idle.pop())
-
-
-_wires: weakref.WeakSet[PoolWire] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for wire in list(_wires):
-        wire.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class ClusterWire:

@@ -56,7 +56,8 @@ class AsyncPoliteRetry(Retry):
 class AsyncPoolWire:
     """One server through pools of redis-py; each event loop has one connection, on which all its tasks ask.
 
-    More connections were slower: they share the same core of Redis, and a larger batch costs less per command.
+    More connections were slower: they share the same core of Redis, and a larger batch costs less per command. A forked
+    child leaves those of its parent's loop alone: to close them would take them out of the selector that both share.
     """
 
     def __init__(self, pools: Pools, command_timeout: float) -> None:

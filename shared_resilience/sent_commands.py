@@ -15,7 +15,7 @@ Asked = tuple[tuple[str, ...], int, float]
 """The keys, the cost and the longest delay."""
 
 
-class Sent(dict[Asked, Command[Answer]]):
+class SentCommands(dict[Asked, Command[Answer]]):
     """The commands by what they ask. In a flood of keys few are kept, and those rarely change: that costs time, too."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ Texts = tuple[str, ...]
 """The keys of the limits, as users know them, in the order of the limits."""
 
 
-class Places:
+class LimiterKeys:
     """The keys in Redis of one limiter."""
 
     def __init__(self, keys: ResourceKeys, prefix: str, name: str, config: LimiterConfig) -> None:
@@ -34,7 +34,7 @@ class Places:
             raise ValueError(f"key has the labels {unknown}, but {self._name!r} has only {list(self._labels)}")
         return tuple(str(key.get(label, "")) for label in self._labels)
 
-    def keys(self, texts: Texts) -> tuple[str, ...]:
+    def of(self, texts: Texts) -> tuple[str, ...]:
         """The key of the overrides, and that of each limit; of a partition, they are in a slot of their own."""
         keys = self._keys
         if self._partitioned:
