@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import itertools
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
@@ -12,10 +13,11 @@ from typing import Any
 import fakeredis
 import pytest
 import redis
+from proxies import Proxy
 from redis import asyncio as async_redis
 from servers import WHERE_FROM, Server, binary_of
 
-from shared_resilience.backends import Backends
+from shared_resilience.backends import Backends, resp
 from shared_resilience.backends.fallback import AsyncFallbackBackend, FallbackBackend
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
@@ -66,6 +68,22 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A real server that the test may kill, freeze and flush."""
     with _real_server(request) as server:
         yield server
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A proxy in front of the server, which does to replies what the test tells it."""
+    with Proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["hiredis", "without hiredis"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies are read by hiredis, and without it."""
+    if request.param == "without hiredis":
+        monkeypatch.setattr(resp, "hiredis", None)
+    elif importlib.util.find_spec("hiredis") is None:
+        pytest.skip("hiredis is not installed")
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,24 +15,10 @@ from proxies import Proxy, cut_in_the_middle, in_pieces, instead, pass_on, slowl
 from servers import PATIENT, Server, binary_of, poll
 
 from shared_resilience import Event, ResilienceService, TokenBucket
-from shared_resilience.backends import channels, resp
+from shared_resilience.backends import channels, step
+from shared_resilience.backends.redis import Request
 
 BUCKET = TokenBucket(1000, 0.001)
-
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    with Proxy(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture(params=["hiredis", "without hiredis"])
-def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replies are read by hiredis, and without it."""
-    if request.param == "without hiredis":
-        monkeypatch.setattr(resp, "hiredis", None)
-    elif importlib.util.find_spec("hiredis") is None:
-        pytest.skip("hiredis is not installed")
 
 
 def limiter_of(service: ResilienceService) -> Any:
@@ -132,8 +116,8 @@ def test_a_surplus_reply_is_nobodys(proxy: Proxy, prefix: str) -> None:
     limiter.try_acquire("a", 500)
     proxy.treatment = pass_on
 
-    poll(lambda: limiter.peek("b").source == "redis", "Redis to be asked again")
-    assert limiter.peek("b").remaining == 1000
+    poll(lambda: limiter.try_acquire("other", 7).source == "redis", "Redis to be asked again")
+    assert limiter.peek("b").remaining == 1000  # and not the answer to the call before
     service.close()
 
 
@@ -243,6 +227,69 @@ def test_a_users_pool_keeps_three_quarters_of_its_connections(server: Server, pr
     for connection in held:
         pool.release(connection)
     pool.disconnect()
+
+
+def test_closing_gives_a_users_pool_all_its_connections_back(server: Server, prefix: str) -> None:
+    pool = redis.ConnectionPool(port=server.port, protocol=2, max_connections=4)
+    service = ResilienceService(redis.Redis(connection_pool=pool), prefix=prefix, command_timeout=PATIENT)
+    limiter_of(service).try_acquire()
+    assert len(wire_of(service)._idle) == 1
+    service.close()
+
+    held = [pool.get_connection() for _ in range(4)]
+    for connection in held:
+        pool.release(connection)
+    pool.disconnect()
+
+
+def test_a_probe_begins_with_connections_that_nobody_had_before(server: Server, prefix: str) -> None:
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+    limiter_of(service).try_acquire()
+    wire = wire_of(service)
+    (channel,) = wire._idle
+    step(wire.reconnect())
+
+    assert not wire._idle
+    assert channel.connection._sock is None
+    service.close()
+
+
+class Interruption(BaseException):
+    """As Ctrl-C raises."""
+
+
+def test_a_call_that_is_interrupted_leaves_its_reply_to_nobody(
+    own_server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "_TRUSTED_FOR", 60.0)  # so that no look at the connection saves the next call
+    service = ResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=PATIENT)
+    limiter = limiter_of(service)
+    limiter.try_acquire()
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interruption
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    own_server.freeze()
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(Interruption):
+            limiter.try_acquire("interrupted", 400)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        own_server.thaw()
+
+    assert limiter.try_acquire("next").remaining == 999
+    assert limiter.peek("interrupted").remaining == 600
+    service.close()
+
+
+def test_a_request_larger_than_the_buffers_of_the_kernel_is_sent_in_pieces(server: Server, prefix: str) -> None:
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+    value = "v" * 30_000_000
+
+    assert step(wire_of(service).ask(Request("k", ("ECHO", value)))) == value.encode()
+    service.close()
 
 
 def test_a_users_connections_come_back_as_they_were(server: Server, prefix: str) -> None:
