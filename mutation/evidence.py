@@ -9,6 +9,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import redis
+import test_breaker_forms
+import test_breaker_sharing
 import test_circuit_breaker
 import test_circuit_twin
 import test_heartbeat
@@ -25,7 +27,7 @@ from shared_resilience import scripts
 from shared_resilience.commands import Operation
 
 MODULES = [test_scripts, test_heartbeat, test_token_bucket, test_sliding_window, test_leaky_bucket, test_limits_twin]
-MODULES += [test_circuit_twin, test_circuit_breaker]
+MODULES += [test_circuit_twin, test_circuit_breaker, test_breaker_sharing, test_breaker_forms]
 FIXTURES = {"store", "prefix", "lane"}
 REPLACED = {
     "test_the_composed_scripts_are_the_pinned_ones",  # any change fails it, whatever the change does

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import Lane, runtime_on
+from load import Load
 from servers import PATIENT, Server, free_port, poll
 
 from shared_resilience import (
+    AsyncResilienceService,
     CircuitBreakerConfig,
     CircuitBreakerOpenError,
     Event,
@@ -291,53 +291,32 @@ def test_a_reset_ends_what_a_process_holds_from_an_outage(fleet: Fleet) -> None:
     assert fleet.passes(0)
 
 
-class Load:
-    """Threads, or tasks, that call through one breaker as fast as they can until stopped."""
+class BreakerLoad(Load):
+    """Calls through one breaker, and keeps how often and how long at most."""
 
     def __init__(self, form: str, url: str, prefix: str, **options: Any) -> None:
-        self.errors: list[BaseException] = []
         self.calls = 0
         self.longest = 0.0
-        self.events: list[Event] = []
-        self.service = ResilienceService.from_url(url, prefix=prefix, listeners=[self.events.append], **options)
-        self._stopped = threading.Event()
-        target = self._by_tasks if form == "asyncio" else self._by_thread
-        self._threads = [threading.Thread(target=target) for _ in range(1 if form == "asyncio" else 3)]
-        for thread in self._threads:
-            thread.start()
+        super().__init__(form, url, prefix, **options)
 
     def _timed(self, began: float) -> None:
         self.longest = max(self.longest, time.monotonic() - began)
         self.calls += 1
 
-    def _by_thread(self) -> None:
-        breaker = self.service.get_or_create_circuit_breaker("payments")
-        while not self._stopped.is_set():
-            began = time.monotonic()
-            try:
-                breaker.call(up)
-            except BaseException as error:
-                self.errors.append(error)
+    def call(self, service: ResilienceService) -> None:
+        began = time.monotonic()
+        try:
+            service.get_or_create_circuit_breaker("payments").call(up)
+        finally:
             self._timed(began)
 
-    def _by_tasks(self) -> None:
-        async def work() -> None:
-            breaker = self.service.aio.get_or_create_circuit_breaker("payments")
-            while not self._stopped.is_set():
-                began = time.monotonic()
-                try:
-                    async with breaker.guard():
-                        pass
-                except BaseException as error:
-                    self.errors.append(error)
-                self._timed(began)
-                await asyncio.sleep(0)
-
-        async def main() -> None:
-            await asyncio.gather(*(work() for _ in range(5)))
-            await self.service.aio.close()
-
-        asyncio.run(main())
+    async def call_async(self, service: AsyncResilienceService) -> None:
+        began = time.monotonic()
+        try:
+            async with service.get_or_create_circuit_breaker("payments").guard():
+                pass
+        finally:
+            self._timed(began)
 
     def source(self) -> object:
         return self.service._runtime.breaker("payments", None).known().get("source")
@@ -345,21 +324,15 @@ class Load:
     def until(self, source: str) -> None:
         poll(lambda: self.source() == source, f"decisions by {source}")
 
-    def stop(self) -> None:
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self.service.close()
-
 
 @pytest.fixture
-def load(form: str, own_server: Server, prefix: str) -> Iterator[Load]:
-    load = Load(form, own_server.url, prefix, command_timeout=PATIENT)
+def load(form: str, own_server: Server, prefix: str) -> Iterator[BreakerLoad]:
+    load = BreakerLoad(form, own_server.url, prefix, command_timeout=PATIENT)
     yield load
     load.stop()
 
 
-def test_a_restart_under_load_raises_nothing_and_is_shared_again(load: Load, own_server: Server) -> None:
+def test_a_restart_under_load_raises_nothing_and_is_shared_again(load: BreakerLoad, own_server: Server) -> None:
     load.until("redis")
     for _ in range(2):
         own_server.kill()
@@ -371,7 +344,7 @@ def test_a_restart_under_load_raises_nothing_and_is_shared_again(load: Load, own
 
 
 def test_a_frozen_server_costs_one_command_timeout(own_server: Server, form: str, prefix: str) -> None:
-    load = Load(form, own_server.url, prefix, command_timeout=0.5)
+    load = BreakerLoad(form, own_server.url, prefix, command_timeout=0.5)
     load.until("redis")
     load.longest = 0.0
     own_server.freeze()
@@ -388,7 +361,7 @@ def test_a_frozen_server_costs_one_command_timeout(own_server: Server, form: str
 
 
 def test_a_redis_that_was_never_there_is_no_error(form: str, prefix: str) -> None:
-    load = Load(form, f"redis://127.0.0.1:{free_port()}", prefix)
+    load = BreakerLoad(form, f"redis://127.0.0.1:{free_port()}", prefix)
     poll(lambda: load.calls > 500, "calls")
     load.stop()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import Api
+from load import Load
 from servers import PATIENT, Server, free_port, poll
 
 from shared_resilience import (
@@ -25,69 +26,36 @@ from shared_resilience.backends.process import Process
 from shared_resilience.testing import ManualClock
 
 BUCKET = TokenBucket(100, 0.001)
+PLENTY = TokenBucket(10**9, 10**9)
 
 
-class Load:
-    """Threads, or tasks in a loop of their own, that take from one limiter as fast as they can until stopped."""
+class LimiterLoad(Load):
+    """Takes from one limiter, and keeps who decided."""
 
     def __init__(self, form: str, url: str, prefix: str, **options: Any) -> None:
-        self.errors: list[BaseException] = []
         self.sources: list[str] = []
-        self._stopped = threading.Event()
-        self.events: list[Event] = []
-        self.service = ResilienceService.from_url(url, prefix=prefix, listeners=[self.events.append], **options)
-        target = self._by_tasks if form == "asyncio" else self._by_thread
-        self._threads = [threading.Thread(target=target) for _ in range(1 if form == "asyncio" else 3)]
-        for thread in self._threads:
-            thread.start()
+        super().__init__(form, url, prefix, **options)
 
-    def _by_thread(self) -> None:
-        limiter = self.service.get_or_create_rate_limiter("load", TokenBucket(10**9, 10**9))
-        while not self._stopped.is_set():
-            try:
-                self.sources.append(limiter.try_acquire().source)
-            except BaseException as error:
-                self.errors.append(error)
+    def call(self, service: ResilienceService) -> None:
+        self.sources.append(service.get_or_create_rate_limiter("load", PLENTY).try_acquire().source)
 
-    def _by_tasks(self) -> None:
-        async def take() -> None:
-            limiter = self.service.aio.get_or_create_rate_limiter("load", TokenBucket(10**9, 10**9))
-            while not self._stopped.is_set():
-                try:
-                    self.sources.append((await limiter.try_acquire()).source)
-                except BaseException as error:
-                    self.errors.append(error)
-                await asyncio.sleep(0)
-
-        async def main() -> None:
-            await asyncio.gather(*(take() for _ in range(10)))
-            await self.service.aio.close()
-
-        asyncio.run(main())
+    async def call_async(self, service: AsyncResilienceService) -> None:
+        self.sources.append((await service.get_or_create_rate_limiter("load", PLENTY).try_acquire()).source)
 
     def until(self, source: str, seconds: float = 10.0) -> None:
         """Goes on until decisions come from `source`."""
         seen = len(self.sources)
         poll(lambda: source in self.sources[seen:], f"decisions by {source}", seconds)
 
-    def names(self) -> list[str]:
-        return [event.name for event in self.events]
-
-    def stop(self) -> None:
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self.service.close()
-
 
 @pytest.fixture
-def load(form: str, own_server: Server, prefix: str) -> Iterator[Load]:
-    load = Load(form, own_server.url, prefix, command_timeout=PATIENT)
+def load(form: str, own_server: Server, prefix: str) -> Iterator[LimiterLoad]:
+    load = LimiterLoad(form, own_server.url, prefix, command_timeout=PATIENT)
     yield load
     load.stop()
 
 
-def test_a_script_flush_under_load_is_not_noticed(load: Load, own_server: Server) -> None:
+def test_a_script_flush_under_load_is_not_noticed(load: LimiterLoad, own_server: Server) -> None:
     load.until("redis")
     with own_server.client() as admin:
         for _ in range(20):
@@ -99,7 +67,7 @@ def test_a_script_flush_under_load_is_not_noticed(load: Load, own_server: Server
 
 
 def test_a_restart_under_load_raises_nothing_and_is_shared_again_within_two_seconds(
-    load: Load, own_server: Server
+    load: LimiterLoad, own_server: Server
 ) -> None:
     load.until("redis")
     for _ in range(2):
@@ -113,7 +81,7 @@ def test_a_restart_under_load_raises_nothing_and_is_shared_again_within_two_seco
 
 
 def test_a_frozen_server_costs_one_command_timeout(own_server: Server, form: str, prefix: str) -> None:
-    load = Load(form, own_server.url, prefix)
+    load = LimiterLoad(form, own_server.url, prefix)
     load.until("redis")
     own_server.freeze()
     load.until("local")
@@ -129,7 +97,7 @@ def test_a_frozen_server_costs_one_command_timeout(own_server: Server, form: str
 def test_a_redis_that_was_never_there_is_no_error_and_says_so_once(
     caplog: pytest.LogCaptureFixture, form: str, prefix: str
 ) -> None:
-    load = Load(form, f"redis://127.0.0.1:{free_port()}", prefix)
+    load = LimiterLoad(form, f"redis://127.0.0.1:{free_port()}", prefix)
     poll(lambda: len(load.sources) > 500, "local decisions")
     load.stop()
 
@@ -157,7 +125,7 @@ def test_the_probe_asks_rarely_while_redis_is_away(prefix: str) -> None:
 
         thread = threading.Thread(target=hang_up)
         thread.start()
-        load = Load("sync", f"redis://127.0.0.1:{listener.getsockname()[1]}", prefix)
+        load = LimiterLoad("sync", f"redis://127.0.0.1:{listener.getsockname()[1]}", prefix)
         begin = time.monotonic()
         poll(lambda: time.monotonic() - begin > 2.0, "two seconds of load")
         load.stop()

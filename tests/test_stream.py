@@ -305,7 +305,8 @@ def test_a_frozen_server_whose_callers_have_all_given_up_holds_nobody_else(proxy
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             begin = time.monotonic()
-            source = (await limiter.try_acquire()).source
+            async with asyncio.timeout(5):
+                source = (await limiter.try_acquire()).source
             proxy.treatment = pass_on
             return source, time.monotonic() - begin
 
