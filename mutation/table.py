@@ -57,6 +57,7 @@ def unexplained(results: Sequence[Result]) -> list[Survivor]:
 
 RESULTS = Path(__file__).parent / "results.json"
 HEADINGS = {"scripts": "Scripts", "core": "Core in Python"}
+FOLDERS = {"scripts": ROOT / "lua", "core": ROOT / "shared_resilience"}
 HEAD = (
     "# Mutants\n\n"
     "`make mutants` makes one small mistake at a time in the sources and runs the tests. A mutant that a test finds is"
@@ -70,7 +71,8 @@ def write(ran: Mapping[str, Sequence[Result]]) -> None:
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     texts = []
     for part, heading in HEADINGS.items():
-        files = known.setdefault(part, {})
+        files = {file: found for file, found in known.get(part, {}).items() if (FOLDERS[part] / file).exists()}
+        known[part] = files
         files |= {result.file: [result.mutants, result.survivors] for result in ran.get(part, ()) if result.mutants}
         results = [Result(file, mutants, [Survivor(*s) for s in left]) for file, (mutants, left) in files.items()]
         texts.append(f"\n## {heading}\n\n{_section(sorted(results))}")
