@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import random
@@ -23,9 +24,10 @@ from shared_resilience import (
     TokenBucket,
     scripts,
 )
-from shared_resilience.backends import Backends
+from shared_resilience.backends import Backends, step
 from shared_resilience.backends.local import LocalBackend
 from shared_resilience.backends.process import Process
+from shared_resilience.backends.tickets import TaskTicket
 from shared_resilience.leases import Leases
 from shared_resilience.runtime import CheckedOptions, Runtime
 from shared_resilience.testing import ManualClock
@@ -208,8 +210,6 @@ def test_a_lease_is_one_trip(store: Lane, lane: str, prefix: str) -> None:
 
 
 def test_threads_and_tasks_that_find_nothing_left_take_one_lease_together(server: Server, prefix: str) -> None:
-    import asyncio
-
     async def main() -> tuple[int, int]:
         async with AsyncResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT) as service:
             limiter = service.get_or_create_rate_limiter("r", TokenBucket(10**6, SLOW), lease_tokens=64)
@@ -396,3 +396,127 @@ def test_a_refusal_is_remembered_once_and_for_every_way_to_ask(api: Api) -> None
 
     assert known is not None
     assert core.refusals.find(("",), 1, math.inf, api.clock.monotonic()) is None
+
+
+class Told:
+    """Notes the commands that a limiter has its backend run."""
+
+    def __init__(self, limiter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.commands: list[Any] = []
+        self._run = limiter._backend.run
+        monkeypatch.setattr(limiter._backend, "run", self.run)
+
+    async def run(self, command: Any, *rest: Any) -> Any:
+        self.commands.append(command)
+        return await self._run(command, *rest)
+
+    def scripts(self) -> list[str]:
+        return [command.operation.script for command in self.commands]
+
+
+def test_what_a_lease_holds_is_decided_without_any_backend(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = leased(api)
+    for _ in range(40):  # the last lease is of 32
+        api(limiter.try_acquire("k"))
+    told = Told(limiter, monkeypatch)
+
+    assert limiter._core.at_once("k", 1) == api(limiter.try_acquire("k"))._replace(remaining=959)
+    assert limiter._core.at_once("k", 1).allowed
+    assert limiter._core.at_once("other", 1) is None
+    assert limiter._core.at_once("k", 90) is None
+    assert told.commands == []
+    with pytest.raises(ValueError, match="cost is 0"):
+        limiter._core.at_once("k", 0)
+
+
+def test_a_served_decision_says_all_that_a_decision_says(api: Api, place: str) -> None:
+    limiter = leased(api, capacity=100, rate=100)
+    for _ in range(3):
+        api(limiter.try_acquire())  # takes 1, then 2; the third is served
+
+    source = "local" if place == "local" else "redis"
+    assert api(limiter.try_acquire())._replace(reset_after=0.0) == (True, 100, 96, 0.0, 0.0, 0.0, None, source)
+
+
+def test_a_partition_is_told_the_overrides_when_it_leases_and_gives_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = leased(api, partitioned=True)
+    api(limiter.peek("u"))  # and the heartbeat
+    limiter._core.resource.overrides = {"limit.token_bucket.capacity": "40"}
+    told = Told(limiter, monkeypatch)
+    for _ in range(2):
+        assert api(limiter.try_acquire("u")).limit == 40
+    api(api.service.close())
+
+    assert told.scripts() == ["token_bucket_lease", "token_bucket_lease", "rate_limiter_settle"]
+    assert all(command.args[-3] == 40 for command in told.commands)
+
+
+def test_less_is_given_back_where_an_override_makes_tokens_come_back_faster(api: Api) -> None:
+    limiter = leased(api, capacity=1000, rate=SLOW)
+    for _ in range(64):  # 63 were leased and used; the 64th is the first of 64
+        api(limiter.try_acquire())
+    limiter._core.resource.overrides = {"limit.token_bucket.refill_rate": "100"}
+    api.clock.advance(0.25)
+    before = left_in_the_bucket(api, limiter)
+    giving = limiter._core.before_close(limiter._backend)
+    if api.form == "asyncio":
+        api(giving)
+    else:
+        step(giving)
+
+    assert left_in_the_bucket(api, limiter) - before == 63 - 25
+
+
+@pytest.mark.parametrize("form", ["asyncio"])
+def test_tasks_that_find_nothing_left_take_one_lease_together(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = leased(api, tokens=64)
+    for _ in range(127):  # 1, 2, 4 … 64: nothing is left
+        api(limiter.try_acquire())
+    told = Told(limiter, monkeypatch)
+
+    async def all_at_once() -> list[Any]:
+        return list(await asyncio.gather(*(limiter.try_acquire() for _ in range(64))))
+
+    assert all(api(all_at_once()))
+    assert told.scripts() == ["token_bucket_lease"]
+
+
+@pytest.mark.parametrize("form", ["asyncio"])
+def test_tasks_that_are_refused_together_ask_once_and_remember_it_no_longer(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = leased(api, capacity=2, tokens=2)
+    for _ in range(2):
+        api(limiter.try_acquire())
+    told = Told(limiter, monkeypatch)
+
+    waits: list[float] = []
+
+    class Late(TaskTicket):
+        async def wait(self, seconds: float) -> bool:
+            woken = await super().wait(seconds)
+            waits.append(seconds)
+            api.clock.advance(0.1)
+            return woken
+
+    monkeypatch.setattr(limiter._backend, "ticket", Late)
+
+    async def all_at_once() -> list[Any]:
+        return list(await asyncio.gather(*(limiter.allow() for _ in range(8))))
+
+    assert api(all_at_once()) == [False] * 8
+    assert told.scripts() == ["token_bucket_lease"]
+    assert set(waits) <= {math.inf}
+    api.clock.advance(1.01 - 0.1 * len(waits))  # a second after the trip, some of which they waited for each other
+    assert limiter._core.refusals.find(("",), 1, math.inf, api.clock.monotonic()) is None
+
+
+def test_the_largest_cost_that_a_lease_may_hold_is_leased(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = leased(api, tokens=10)
+    told = Told(limiter, monkeypatch)
+    api(limiter.try_acquire(cost=10))
+    api(limiter.try_acquire(cost=11))
+
+    assert told.scripts() == ["token_bucket_lease", "token_bucket"]

@@ -382,3 +382,28 @@ def test_a_cost_that_only_equals_an_integer_is_refused_though_that_one_was_sent_
 
     with pytest.raises(ValueError, match="cost is"):
         api(limiter.try_acquire("k", cost))
+
+
+def test_what_was_sent_before_is_sent_again_as_it_is(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", LeakyBucket(50, 10), remember_refusals=False)
+    told = Told(limiter, monkeypatch)
+    for _ in range(2):
+        api(limiter.allow("k"))
+    for timeout in (5, 6):
+        api(limiter.acquire("k", timeout=timeout))
+    for _ in range(2):
+        api(limiter.try_acquire("k"))
+
+    at_once, again, soon, later, whenever, repeated = told.commands
+    assert at_once is again
+    assert soon is not later  # what is told of the patience of their callers differs
+    assert whenever is repeated
+
+
+def test_a_partition_keeps_no_commands_since_overrides_change_them(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(50, 10), partitioned=True)
+    told = Told(limiter, monkeypatch)
+    for _ in range(2):
+        api(limiter.try_acquire("k"))
+
+    assert told.commands[0] is not told.commands[1]

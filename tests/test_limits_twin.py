@@ -259,6 +259,10 @@ TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {
         LeakyBucket(1, 10),
         [Move(0, "take", 0, 1, 3_000_000), Move(1, "take", 0, 1, 3_000_000)],
     ),
+    "a pause is ended": (
+        TokenBucket(5, 1),
+        [Move(0, "pause", 0, 2), Move(1, "unpause", 0, 1), Move(1, "take", 0, 1)],
+    ),
     "a lease is asked for in a pause": (TokenBucket(5, 1), [Move(0, "pause", 0, 2), Move(1, "lease", 0, 1)]),
     "a lease is asked for just before the end": (
         TokenBucket(5, 1),

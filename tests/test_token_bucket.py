@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from fractions import Fraction
 from typing import Any
@@ -10,13 +11,13 @@ import pytest
 from conftest import Lane
 from twins import START, Twin
 
-from shared_resilience import TokenBucket
+from shared_resilience import TokenBucket, limits, token_bucket
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.integers import MILLION
 from shared_resilience.limit_commands import LimitCommands
-from shared_resilience.token_bucket import as_period
+from shared_resilience.token_bucket import BucketState, as_period
 
 
 @pytest.mark.parametrize("polls_per_second", [1 / 0.19, 30])
@@ -208,3 +209,47 @@ def test_a_rate_becomes_a_fraction_with_an_exact_product(rate: float) -> None:
 def test_a_wrong_configuration_names_field_value_and_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TokenBucket(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("stored", "cost", "left"),
+    [(None, 1, 9), (None, 10, 0), (BucketState(3_000_000, START), 3, 0), (BucketState(-1, START - 10_000_000), 9, 0)],
+)
+def test_the_first_part_of_the_twin_decides_a_usual_call_as_the_whole_does(
+    stored: BucketState | None, cost: int, left: int
+) -> None:
+    told = (cost, 1, -1, *TokenBucket(10, 1).arguments())
+
+    usual = token_bucket.take((None, stored), START, told)
+
+    assert usual is not None
+    assert usual == limits.take((None, stored), START, *told)  # type: ignore[arg-type]  # as scripts are told
+    assert (usual.reply[0], usual.reply[3]) == (1, left)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stored", "share"),
+    [({"limit.token_bucket.capacity": "5"}, None, 1), (None, BucketState(999_999, START), 1), (None, None, 2)],
+)
+def test_the_first_part_of_the_twin_leaves_to_the_rest_what_is_not_usual(
+    overrides: dict[str, str] | None, stored: BucketState | None, share: int
+) -> None:
+    told = (1, share, -1, *TokenBucket(10, 1).arguments())
+
+    assert token_bucket.take((overrides, stored), START, told) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "period"),
+    [
+        (math.pi, (80143857, 25510582)),
+        (100 / 60, (5, 3)),
+        (1e-6, (1, 1_000_000)),
+        (1e-6 / 3, (1, 3_000_000)),
+        (1e9, (1_000_000_000, 1)),
+        (2 / 3, (2, 3)),
+    ],
+)
+def test_a_rate_becomes_the_nearest_fraction_whose_product_a_double_holds(rate: float, period: tuple[int, int]) -> None:
+    assert as_period(rate) == period
+    assert period[0] * period[1] <= 2**53
