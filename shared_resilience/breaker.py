@@ -51,7 +51,7 @@ class Breaker(Component):
         self.name = name
         self.config = config
         self.resource = process.heartbeat.resource(name)
-        self.resource.numbers |= {BREAKER + field: number for field, number in config.numbers().items()}
+        self.resource.configure({BREAKER + field: number for field, number in config.numbers().items()})
         self.evidence = Evidence(self.resource, process, sync_interval, config.window, self)
         self.monotonic = self.evidence.monotonic
         self.timed = config.slow_call_seconds is not None
@@ -146,7 +146,7 @@ class Breaker(Component):
             if outcome == "success":
                 return None
             permit.failures += 1
-            return "failure" if self._may_open(permit) else None
+            return "failure" if now >= self.evidence.due or self._may_open(permit) else None
 
     def _may_open(self, tally: Tally) -> bool:
         """Whether the failures known here are at least half of what opens the circuit, so that they cannot wait."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 from shared_resilience.backends import Backend, OnOutage, Ticket
@@ -25,7 +25,7 @@ SYNCS_PER_SECOND = 2000
 """What one resource may cost Redis, however large the fleet."""
 
 PATIENCE = 5.0
-"""Seconds after which a caller that waits for another's report looks for itself whether it is told."""
+"""Seconds after which a caller that waits for another's report sends one itself."""
 
 Counts = tuple[int, int, int]
 """Calls, failures among them, slow calls among them."""
@@ -93,7 +93,7 @@ class Evidence:
     """The evidence of one resource in this process, for callers of both forms, and the view that it brought.
 
     `due` is when a command is due, by this process's clock; `tally` is where calls are counted now, None while none
-    may pass. Both are read by every call, without the lock. What is older than `horizon` seconds is told to nobody.
+    may pass. Both are read by every call, without the lock. Failures older than `horizon` seconds are told to nobody.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class Evidence:
         self.monotonic = process.clock.monotonic
         self._process = process
         self._interval = interval
-        self._horizon = horizon
+        self.horizon = horizon
         self._passenger = passenger
         self.restart()
 
     def restart(self) -> None:
         """As in a process that has seen nothing."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a garbage collection may leave a block in the middle of anything
         self.due = float("-inf")
         self.tally: Tally | None = None
         self.view: View | None = None
@@ -118,11 +118,21 @@ class Evidence:
         self._asked = self._answered = 0
         self._synced = float("-inf")
         self._noted = self._told = 0
-        self._waiting: dict[int, list[Ticket]] = {}
+        self._waiting: dict[Hashable, list[Ticket]] = {}
 
     def interval(self) -> float:
         """Seconds for which a view is fresh; more in a large fleet."""
         return max(self._interval, (self.resource.workers or 1) / SYNCS_PER_SECOND)
+
+    def _of_the_window(self, seen: Counts, seconds: float) -> Counts:
+        """What of the calls of so many `seconds` lies in the window: of the successes a part, of the failures none.
+
+        A worker that calls rarely tells of its successes late. Were they dropped, failures, which are told at once,
+        would seem to be all that there is.
+        """
+        calls, failures, _ = seen
+        part = (calls - failures) * self.horizon / seconds
+        return int(part) + (random.random() < part % 1), 0, 0
 
     def claim(self) -> bool:
         """Whether this caller is the one that sends the command that is due."""
@@ -159,8 +169,8 @@ class Evidence:
             generation = tally.generation if tally is not None else 0
             seen = self.taken(tally) if tally is not None and not owed[0] else NOTHING
             now = self.monotonic()
-            if tally is not None and now - max(self._synced, tally.touched) > self._horizon:
-                seen = NOTHING
+            if tally is not None and now - max(self._synced, tally.touched) > self.horizon:
+                seen = self._of_the_window(seen, now - self._synced)
             self._synced = now
             if owed[0]:  # first what is owed; the rest is due at once
                 generation, seen, noted = self._owed_under, owed, self._told
@@ -173,36 +183,39 @@ class Evidence:
     async def tell(self, backend: Backend) -> None:
         """Returns when all that was noted until now has been told. Who comes meanwhile shares the next report.
 
-        Callers of the two forms do not wait for each other: a thread that blocks an event loop must not wait for a
-        task of that loop.
+        Whoever has waited in vain takes over: the one who reports may have been interrupted, or wait for us.
         """
         with self.lock:
             self._noted += 1
             mine = self._noted
+        party = backend.party()
         while self._told < mine:
-            ticket = self._board(backend)
-            if ticket is not None:
-                await ticket.wait(PATIENCE)
-                continue
-            try:
-                await self.sync(backend)
-            finally:
-                self._land(backend)
+            ticket = self._board(party, backend)
+            if ticket is None:
+                await backend.finish(self._report(party, backend))
+            elif not await ticket.wait(PATIENCE):
+                self._land(party)
 
-    def _board(self, backend: Backend) -> Ticket | None:
+    async def _report(self, party: Hashable, backend: Backend) -> None:
+        try:
+            await self.sync(backend)
+        finally:
+            self._land(party)
+
+    def _board(self, party: Hashable, backend: Backend) -> Ticket | None:
         """None: this caller sends the report. Else a ticket that is woken when the one in flight has been answered."""
         with self.lock:
-            waiting = self._waiting.get(id(backend))
+            waiting = self._waiting.get(party)
             if waiting is None:
-                self._waiting[id(backend)] = []
+                self._waiting[party] = []
                 return None
             ticket = backend.ticket()
             waiting.append(ticket)
             return ticket
 
-    def _land(self, backend: Backend) -> None:
+    def _land(self, party: Hashable) -> None:
         with self.lock:
-            waiting = self._waiting.pop(id(backend), [])
+            waiting = self._waiting.pop(party, [])
         for ticket in waiting:
             ticket.wake()
 

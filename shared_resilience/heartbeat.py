@@ -34,6 +34,10 @@ class Resource:
         self.numbers: dict[str, float] = {}
         self.restart()
 
+    def configure(self, numbers: Mapping[str, float]) -> None:
+        """Adds numbers in force. A heartbeat on its way keeps those that it has begun to read."""
+        self.numbers = {**self.numbers, **numbers}
+
     def restart(self) -> None:
         """As in a process that has never used it."""
         self._lock = threading.Lock()

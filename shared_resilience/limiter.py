@@ -67,7 +67,7 @@ class Limiter(Component):
         self.leases = self._no_leases()
         self._monotonic = process.clock.monotonic
         for limit in config.limits:
-            self.resource.numbers |= {f"limit.{limit.label}.{field}": n for field, n in limit.numbers().items()}
+            self.resource.configure({f"limit.{limit.label}.{field}": n for field, n in limit.numbers().items()})
 
     def after_fork(self) -> None:
         self.refusals = Refusals()
@@ -198,7 +198,7 @@ class Limiter(Component):
         if timeout <= 0:
             return await self._wait_for_room(backend, texts, cost, end)
         ticket = backend.ticket()
-        place = (id(backend), texts)  # a thread that blocks an event loop must not wait for a task of that loop
+        place = (backend.party(), texts)
         first = self._lines.join(place, ticket)
         try:
             if not first and not await ticket.wait(end - backend.monotonic()):
@@ -268,7 +268,7 @@ class Limiter(Component):
     async def _ask_for_lease(self, leases: Leases[Texts], backend: Backend, texts: Texts, cost: int) -> Answer:
         """Takes tokens ahead. One caller for a key does so at a time; the others are served from what it gets."""
         ticket = backend.ticket()
-        place = (leases, id(backend), texts)
+        place = (leases, backend.party(), texts)
         first = self._lines.join(place, ticket)
         try:
             if not first:  # each one before asks Redis once, which takes no longer than a command may

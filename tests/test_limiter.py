@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from shared_resilience import (
     TokenBucket,
     sent_commands,
 )
+from shared_resilience.backends import step
 from shared_resilience.commands import Command
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.testing import ManualClock
@@ -227,13 +229,23 @@ class Patience:
         return True
 
 
+def party(api: Api, limiter: Any) -> Hashable:
+    """The callers that wait for each other."""
+
+    async def here() -> Hashable:
+        value: Hashable = limiter._backend.party()
+        return value
+
+    return api(here()) if api.form == "asyncio" else step(here())
+
+
 @pytest.mark.parametrize(("timeout", "waited"), [(0, []), (0.5, [0.5]), (7, [7.0])])
 def test_who_is_not_first_waits_for_its_turn_within_its_timeout(
     api: Api, monkeypatch: pytest.MonkeyPatch, timeout: float, waited: list[float]
 ) -> None:
     limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(2, 2))
     ticket = Patience()
-    limiter._core._lines.join((id(limiter._backend), ("k",)), Patience())
+    limiter._core._lines.join((party(api, limiter), ("k",)), Patience())
     monkeypatch.setattr(limiter._backend, "ticket", lambda: ticket, raising=False)
     api(limiter.acquire("k", timeout=timeout))
     api(limiter.acquire("other", timeout=timeout))
@@ -281,20 +293,20 @@ def test_a_refund_of_unknown_age_is_given_back_by_a_window(api: Api) -> None:
     assert api(limiter.peek()).remaining == 8
 
 
-def nobody_comes(monkeypatch: pytest.MonkeyPatch, limiter: Any) -> None:
+def nobody_comes(api: Api, monkeypatch: pytest.MonkeyPatch, limiter: Any) -> None:
     """Makes the limiter's callers wait in vain behind one that stays."""
 
     class InVain(Patience):
         async def wait(self, seconds: float) -> bool:
             return False
 
-    limiter._core._lines.join((id(limiter._backend), limiter._core.keys.texts("k")), Patience())
+    limiter._core._lines.join((party(api, limiter), limiter._core.keys.texts("k")), Patience())
     monkeypatch.setattr(limiter._backend, "ticket", InVain, raising=False)
 
 
 def test_who_waited_in_vain_is_told_a_whole_decision(api: Api, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(5, 1), TokenBucket(7, 1, label="other"))
-    nobody_comes(monkeypatch, limiter)
+    nobody_comes(api, monkeypatch, limiter)
     with pytest.raises(RateLimitExceeded) as caught:
         api(limiter.acquire("k", timeout=1))
 

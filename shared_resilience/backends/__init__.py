@@ -5,7 +5,7 @@ What talks to a backend is written once, as `async def`. asyncio awaits it; a sy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -53,6 +53,15 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Reports what was counted and ends what still runs; the backend can be used again."""
+
+    def party(self) -> Hashable:
+        """Who may wait for each other here: all threads, or the tasks of the running event loop.
+
+        A thread that blocks a loop must not wait for a task of it, nor a task for one of a loop that may stand still.
+        """
+
+    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
+        """What `work` returns; it goes on to its end even if its caller is cancelled."""
 
     def detach(self, work: Coroutine[Any, Any, None]) -> None:
         """Does `work` that a caller cannot wait for: at once, or on asyncio in a task of its own."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
 from redis.exceptions import InvalidResponse
@@ -138,6 +138,12 @@ class FallbackBackend:
         except StoreError as error:
             raise error.public() from error
 
+    def party(self) -> Hashable:
+        return id(self)
+
+    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
+        return await work
+
     def detach(self, work: Coroutine[Any, Any, None]) -> None:
         step(work)
 
@@ -223,15 +229,28 @@ class AsyncFallbackBackend(FallbackBackend):
     """The same for asyncio: waiting and probing are tasks."""
 
     _prober: asyncio.Task[None] | None = None
-    _detached: frozenset[asyncio.Task[None]] = frozenset()
+
+    def __init__(self, process: Process, store: RedisStore, expected_workers: int | None = None) -> None:
+        super().__init__(process, store, expected_workers)
+        self._at_work: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly
+
+    def party(self) -> Hashable:
+        return id(self), asyncio.get_running_loop()
+
+    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
+        return await asyncio.shield(self._start(work))
 
     def detach(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            task = asyncio.get_running_loop().create_task(work)
+            self._start(work)
         except RuntimeError:  # its loop is gone, and no other will do
             work.close()
-            return
-        self._detached = frozenset(left for left in (*self._detached, task) if not left.done())
+
+    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        return task
 
     def ticket(self) -> Ticket:
         return TaskTicket()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import asyncio
+from collections.abc import Coroutine, Hashable
 from typing import Any, TypeVar
 
 from shared_resilience.backends import OnOutage, Ticket, step
@@ -45,6 +46,12 @@ class LocalBackend:
     async def close(self) -> None:
         """There is nothing to report."""
 
+    def party(self) -> Hashable:
+        return id(self)
+
+    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
+        return await work
+
     def detach(self, work: Coroutine[Any, Any, None]) -> None:
         step(work)
 
@@ -57,6 +64,9 @@ class LocalBackend:
 
 class AsyncLocalBackend(LocalBackend):
     """The same for asyncio: only waiting differs."""
+
+    def party(self) -> Hashable:
+        return id(self), asyncio.get_running_loop()
 
     def ticket(self) -> Ticket:
         return TaskTicket()
