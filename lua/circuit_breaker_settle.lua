@@ -1,5 +1,6 @@
 -- Settles a probe: its call has succeeded, failed, or counts as nothing. A probe whose lease is over, or that was lent
--- in another generation, changes nothing.
+-- in another generation, changes nothing. Who gives a probe back need not know its generation: the asking may have been
+-- interrupted before the reply.
 -- Twin: shared_resilience.circuit.settle
 --
 -- KEYS[1]  hash of the resource's overrides
@@ -7,7 +8,7 @@
 -- ARGV     the 13 numbers of the configuration (see lib/circuit.lua), then
 -- ARGV[14] worker id
 -- ARGV[15] token of the probe
--- ARGV[16] generation in which it was lent
+-- ARGV[16] generation in which it was lent; of a cancelled one any
 -- ARGV[17] outcome: "success", "failure" or "cancelled"
 -- ARGV[18] random number from 0 to 1000000, for the jitter of the open time
 -- ARGV[19] now_us, "" for the server's clock
@@ -26,7 +27,8 @@ local worker, token, outcome = ARGV[14], ARGV[15], ARGV[17]
 local now = read_clock(ARGV[19])
 
 local it = circuit.read(KEYS[2], now, numbers)
-local held = it.state == "half_open" and generation == it.generation and it.probes[token]
+local fenced = outcome == "cancelled" or generation == it.generation
+local held = it.state == "half_open" and fenced and it.probes[token]
 if held then
   circuit.take_back(it, token)
   if outcome == "failure" then

@@ -3,7 +3,8 @@
 --
 -- KEYS[1]  hash of the resource's overrides
 -- KEYS[2]  hash of the circuit
--- KEYS[3]  sorted set of the resource's live workers
+-- KEYS[3]  sorted set of the resource's live workers; this one enters where a quorum asks for them, for a heartbeat may
+--          not have told of it yet
 -- ARGV     the 13 numbers of the configuration (see lib/circuit.lua), then
 -- ARGV[14] worker id
 -- ARGV[15] generation under which it was seen
@@ -18,6 +19,7 @@
 --- @include "circuit"
 --- @include "clock"
 
+local LIVE_FOR_MS = "5000"
 local overrides = read_overrides(KEYS[1])
 local numbers = circuit.numbers(overrides)
 local generation, draw = argument("generation", ARGV[15], 0), argument("draw", ARGV[19], 0)
@@ -28,6 +30,10 @@ if problem then
 end
 local now = read_clock(ARGV[20])
 
+if numbers.min_workers > 1 and not redis.call("ZSCORE", KEYS[3], ARGV[14]) then
+  redis.call("ZADD", KEYS[3], to_text(now), ARGV[14])
+  redis.call("PEXPIRE", KEYS[3], LIVE_FOR_MS)
+end
 local it = circuit.read(KEYS[2], now, numbers)
 local counting = it.state == "closed" and it.mode ~= "forced_closed"
 local counted = counting and generation == it.generation

@@ -13,7 +13,7 @@ from typing import cast
 
 from shared_resilience.circuit_numbers import NUMBERS
 from shared_resilience.commands import Argument, State, Step
-from shared_resilience.integers import MILLION, to_integer, to_ttl, to_wait
+from shared_resilience.integers import LARGEST, MILLION, to_integer, to_ttl, to_wait
 from shared_resilience.overrides import Overrides
 
 SLOTS, MOST_WORKERS, DAY_US = 10, 16, 86_400_000_000
@@ -63,7 +63,7 @@ class Circuit:
         self.state = FORCED.get(self.mode, self.fields.get("state", ""))
         generation = to_integer(self.fields.get("generation"))
         self._forget()
-        if self.state not in TRANSITIONS or generation is None:
+        if self.state not in TRANSITIONS or generation is None or not 0 <= generation < LARGEST:
             self.generation = 0
             self._enter(FORCED.get(self.mode, "closed"), self.mode)
             return
@@ -245,11 +245,14 @@ class Circuit:
         for token, lease in self.begun_again.items():
             if token in self.probes:
                 self._put(f"probe.{token}", lease)
+        if self.mode:
+            self.ttl = 0
         if not self.writes and not self.drops:
             return
         left = {} if self.cleared else {field: text for field, text in self.fields.items() if field not in self.drops}
         self.stored = {**left, **self.writes}
-        self.ttl = 0 if self.mode else to_ttl(DAY_US + self.open_for)
+        if not self.mode:
+            self.ttl = to_ttl(DAY_US + self.open_for)
 
     def reply(self, result: int) -> tuple[int | str, ...]:
         """The view of the circuit after `result`."""
@@ -259,7 +262,8 @@ class Circuit:
         seen, failing = self.seen, " ".join(self.failing)
         now = (result, self.caused, self.state, self.mode, self.generation, wait, to_wait(self.now - self.opened_at))
         evidence = (seen["calls"], seen["failures"], seen["slow"], failing)
-        return (*now, *evidence, self.trips, self.leases, self.successes, self.overrides.ignored)
+        openings = (self.trips, to_wait(self.backoff))
+        return (*now, *evidence, *openings, self.leases, self.successes, self.overrides.ignored)
 
     def step(self, result: int, *others: State) -> Step:
         """The answer of a twin; `others` are the states of further keys, which stay as they are."""
@@ -293,7 +297,8 @@ def settle(states: Sequence[State], now: int, *args: Argument) -> Step:
     """Twin of `circuit_breaker_settle.lua`."""
     *told, worker, token, generation, outcome, draw = args
     circuit = Circuit(states[1], now, Overrides(states[0]), told)
-    held = circuit.state == "half_open" and generation == circuit.generation and token in circuit.probes
+    fenced = outcome == "cancelled" or generation == circuit.generation
+    held = circuit.state == "half_open" and fenced and token in circuit.probes
     if held:
         circuit.take_back(str(token))
         if outcome == "failure":

@@ -13,8 +13,9 @@ class View(NamedTuple):
     """The circuit as a reply tells of it; times in seconds.
 
     `result` is 1 if what was asked for was done, `caused` 1 if the call changed the state. `retry_after` is the time
-    until a probe may be asked for (`inf`: never), `age` the time since the circuit opened. `calls`, `failures` and
-    `slow` are those of the fleet in the window; since the circuit opened, those that opened it.
+    until a probe may be asked for (`inf`: never), `age` the time since the circuit opened, `backoff` for how long it did
+    without jitter. `calls`, `failures` and `slow` are those of the fleet in the window; since the circuit opened, those
+    that opened it.
     """
 
     result: int
@@ -29,6 +30,7 @@ class View(NamedTuple):
     slow: int
     workers: tuple[str, ...]
     trips: int
+    backoff: float
     leases: int
     successes: int
     ignored: str
@@ -38,7 +40,7 @@ class View(NamedTuple):
 def view_of(reply: Reply, source: Source) -> View:
     """A reply, decoded."""
     result, caused, state, mode, generation, wait, age, calls, failures, slow, workers, *rest = reply
-    trips, leases, successes, ignored = rest
+    trips, backoff, leases, successes, ignored = rest
     return View(
         int(result),
         int(caused),
@@ -52,6 +54,7 @@ def view_of(reply: Reply, source: Source) -> View:
         int(slow),
         tuple(_text(workers).split()),
         int(trips),
+        int(backoff) / 1e6,
         int(leases),
         int(successes),
         _text(ignored),

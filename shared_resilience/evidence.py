@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Hashable, Sequence
-from typing import Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Protocol, cast
 
 from shared_resilience.backends import Backend, OnOutage, Ticket
 from shared_resilience.backends.process import Process
@@ -21,6 +21,7 @@ from shared_resilience.heartbeat import Resource
 from shared_resilience.overrides import Overrides
 
 MILLIONTHS = 1_000_000
+LIVE_FOR_MS = 5000
 SYNCS_PER_SECOND = 2000
 """What one resource may cost Redis, however large the fleet."""
 
@@ -36,15 +37,19 @@ NOTHING: Counts = (0, 0, 0)
 def report(states: Sequence[State], now: int, *args: Argument) -> Step:
     """Twin of `evidence.lua`."""
     *told, worker, generation, calls, failures, slow, draw = args
-    workers = states[2]
     circuit = Circuit(states[1], now, Overrides(states[0]), told)
+    workers, live = states[2], cast("Mapping[str, int]", states[2] or {})
+    unknown = circuit.numbers["min_workers"] > 1 and str(worker) not in live
+    if unknown:
+        workers = live = {**live, str(worker): now}
     counting = circuit.state == "closed" and circuit.mode != "forced_closed"
     counted = counting and generation == circuit.generation
     if counted and int(calls) > 0:
         circuit.add(str(worker), {"calls": int(calls), "failures": int(failures), "slow": int(slow)})
-        if circuit.is_tripped(len(workers) if isinstance(workers, dict) else 0):
+        if circuit.is_tripped(len(live)):
             circuit.open("tripped", int(draw))
-    return circuit.step(int(counted), workers)
+    step = circuit.step(int(counted), workers)
+    return step._replace(ttls=(*step.ttls[:2], LIVE_FOR_MS if unknown else None))
 
 
 EVIDENCE: Operation[View] = Operation("evidence", report, view_of)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LARGEST = 2**53 - 1
+"""The largest integer that scripts take."""
+
 LONGEST_WAIT = 2**52
 """The longest time that is told or kept, 142 years, and the deepest debt: sums of larger ones are not exact in Lua."""
 

@@ -161,7 +161,7 @@ def test_of_two_replies_the_one_that_was_asked_for_later_stands_unless_the_other
     backend: Any = OneByOne()
 
     def view(generation: int) -> View:
-        return View(1, 0, "closed", "", generation, 0.0, 0.0, generation, 0, 0, (), 0, 0, 0, "", "redis")
+        return View(1, 0, "closed", "", generation, 0.0, 0.0, generation, 0, 0, (), 0, 0.0, 0, 0, "", "redis")
 
     async def main() -> None:
         tasks = [asyncio.create_task(core.evidence.sync(backend)) for _ in range(3)]

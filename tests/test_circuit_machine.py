@@ -175,7 +175,7 @@ class Model:
 
 
 def as_model(reply: list[Any]) -> dict[str, Any]:
-    _, _, state, mode, generation, left, _, calls, failures, slow, _, trips, leases, successes, _ = reply
+    _, _, state, mode, generation, left, _, calls, failures, slow, _, trips, _, leases, successes, _ = reply
     seen = {"seen": (calls, failures, slow), "trips": trips, "leases": leases, "successes": successes}
     return {"state": state, "mode": mode, "generation": generation, "left": left, **seen}
 

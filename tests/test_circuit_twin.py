@@ -65,7 +65,7 @@ VALUES = [
     "",
 ]
 DAMAGE = ["", "open", "half_open", "broken", "forced_open", "forced_closed", "metrics_only"]
-DAMAGE += ["0", "7", "nan", "1.5", "a+1", "5+0", "9000000000000000+5"]
+DAMAGE += ["0", "7", "nan", "1.5", "a+1", "5+0", "9000000000000000+5", "-7"]
 FIELDS = ["state", "mode", "generation", "retry_at_us", "open_for_us", "opened_at_us", "backoff_us", "trips"]
 FIELDS += ["successes", "evidence_calls", "calls.1.x", "probe.", "probe.x", "worker.x.y", "strange", "slow.0.0"]
 FIELDS += ["failures.10000000000.0", "calls"]
@@ -215,13 +215,15 @@ class History:
         if self.states.get(breaker) is not None:
             ttl, left = self.ttls[breaker], self.client.pttl(breaker)
             assert left == -1 if ttl == 0 else ttl - 1500 < left <= ttl
+        members = self.client.zrange(self.keys[2], 0, -1, withscores=True)
+        assert {member.decode(): int(time) for member, time in members} == (self.states.get(self.keys[2]) or {})
         self.client.delete(*self.keys)
 
 
 def comparable(reply: Any) -> list[Any]:
     """A reply whose lists of workers are sets: Redis does not promise the order of a hash."""
     texts = [item.decode() if isinstance(item, bytes) else item for item in reply]
-    return [*texts[:10], sorted(texts[10].split()), *texts[11:13], texts[13], texts[14]] if len(texts) == 15 else texts
+    return [*texts[:10], sorted(texts[10].split()), *texts[11:]] if len(texts) == 16 else texts
 
 
 def as_stored(state: State) -> dict[str, Any]:
@@ -245,7 +247,7 @@ def test_the_random_histories_visit_every_state_and_every_transition(store: Lane
     seen = set()
     for seed in range(20):
         history = History(store, family, seed).foresee(BATCH)
-        states = [reply[2] for reply in history.expected if len(reply) == 15 and reply[1]]
+        states = [reply[2] for reply in history.expected if len(reply) == 16 and reply[1]]
         seen |= set(itertools.pairwise(states))
 
     assert {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")} <= seen
@@ -319,6 +321,82 @@ def test_a_mode_that_is_set_by_hand_holds_and_takes_the_end_from_the_hash(store:
 
     assert (view[0], view[2], view[3], view[8]) == (1, "closed", "metrics_only", 9)
     assert history.client.pttl(history.keys[1]) == -1
+
+
+def test_a_mode_that_is_set_by_hand_holds_for_ever_once_it_was_read(store: Lane) -> None:
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(CircuitBreakerConfig(), 0, 0, 0))
+    history.then(0, Command(OVERRIDE, history.keys[1:2], ("mode", "forced_open")))
+    history.then(0, history.told(CircuitBreakerConfig(), 0, 0, 0))
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False), lambda: history.now)
+    for command in history.commands:
+        step(redis_store.execute(command))
+
+    assert history.client.pttl(history.keys[1]) == -1
+    assert history.ttls[history.keys[1]] == 0
+
+
+@pytest.mark.parametrize("generation", ["-1", str(2**53 - 1), str(2**53), "99999999999999999"])
+def test_a_generation_that_no_worker_could_tell_is_as_none(store: Lane, generation: str) -> None:
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(CircuitBreakerConfig(), 0, 0, 0))
+    history.then(0, Command(OVERRIDE, history.keys[1:2], ("generation", generation)))
+    history.then(5, history.told(CircuitBreakerConfig(), 0, 0, 0)).then(
+        0, history.told(CircuitBreakerConfig(), 1, 1, 0)
+    )
+    history.compare()
+
+    assert history.expected[-1][0] == 1
+    assert history.expected[-1][4] == history.now
+
+
+def test_the_last_generation_is_one_that_workers_can_tell(store: Lane) -> None:
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(CircuitBreakerConfig(), 0, 0, 0))
+    history.then(0, Command(OVERRIDE, history.keys[1:2], ("generation", str(2**53 - 2))))
+    history.then(0, history.told(CircuitBreakerConfig(), 0, 0, 0)).then(
+        0, history.told(CircuitBreakerConfig(), 1, 1, 0)
+    )
+    history.then(0, Command(CONTROL, history.keys[:2], (*CircuitBreakerConfig().arguments(), "")))
+    history.then(0, history.told(CircuitBreakerConfig(), 1, 1, 0)).compare()
+
+    assert [reply[0] for reply in history.expected[3:]] == [1, 1, 0]
+
+
+def test_a_probe_is_given_back_by_its_token_alone_and_settled_only_in_its_generation(store: Lane) -> None:
+    config = CircuitBreakerConfig(1, timeout_seconds=1, jitter=0)
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(config, 0, 0, 0)).then(0, history.told(config, 1, 1, 0))
+    history.then(1_000_000, Command(PROBE, history.keys[:2], (*config.arguments(), "t")))
+    for outcome in ("success", "failure", "cancelled"):
+        history.then(0, Command(SETTLE, history.keys[:2], (*config.arguments(), "w", "t", 0, outcome, 0)))
+    history.compare()
+
+    assert [(reply[0], reply[13]) for reply in history.expected[-3:]] == [(0, 1), (0, 1), (1, 0)]
+
+
+def test_a_worker_is_alive_for_a_quorum_as_soon_as_it_tells_of_itself(store: Lane) -> None:
+    config = CircuitBreakerConfig(min_workers=2)
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(config, 0, 0, 0, worker="w1")).then(0, history.told(config, 0, 0, 0, worker="w2"))
+    history.then(0, history.told(config, 5, 5, 0, worker="w1"))
+    redis_store = RedisStore(PoolWire(store.pool, 5, theirs=False), lambda: history.now)
+    for command in history.commands[:2]:
+        step(redis_store.execute(command))
+    left = history.client.pttl(history.keys[2])
+    history.client.delete(*history.keys)
+    history.compare()
+
+    assert history.expected[-1][2] == "closed"
+    assert 0 < left <= 5000
+    assert history.ttls[history.keys[2]] == 5000
+
+
+def test_where_no_quorum_is_asked_for_nobody_enters_the_live_workers(store: Lane) -> None:
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(CircuitBreakerConfig(), 5, 5, 0)).compare()
+
+    assert history.states[history.keys[2]] is None
 
 
 def test_open_times_are_whole_microseconds(store: Lane) -> None:

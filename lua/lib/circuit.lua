@@ -151,7 +151,8 @@ local function forget(it)
   it.trips, it.backoff, it.opened_at, it.open_for, it.retry_at = 0, 0, it.now, 0, 0
 end
 
--- Reads the circuit at `key`. One that is not there, or not readable, begins as closed.
+-- Reads the circuit at `key`. One that is not there, or not readable, begins as closed. A generation after which
+-- none comes that workers could tell is not readable.
 function circuit.read(key, now, numbers)
   local it = {
     key = key, now = now, fields = {}, writes = {}, drops = {}, stale = {}, lapsed = {}, caused = 0, leases = 0,
@@ -164,7 +165,8 @@ function circuit.read(key, now, numbers)
   it.mode = FORCED[it.fields.mode or ""] and it.fields.mode or ""
   it.state, it.generation = FORCED[it.mode] or it.fields.state, to_integer(it.fields.generation)
   forget(it)
-  if not (TRANSITIONS[it.state or ""] and it.generation) then
+  local readable = it.generation and it.generation >= 0 and it.generation < LARGEST
+  if not (TRANSITIONS[it.state or ""] and readable) then
     it.generation = 0
     enter(it, FORCED[it.mode] or "closed", it.mode)
     return it
@@ -292,15 +294,13 @@ function circuit.force(it, state, mode)
   enter(it, state, mode)
 end
 
--- Writes what has changed. A forced mode has no end; anything else lives for a day, an open circuit beyond its end.
+-- Writes what has changed. A forced mode has no end, also one that was set by hand; anything else lives for a day, an
+-- open circuit beyond its end.
 function circuit.save(it)
   for token, lease in pairs(it.begun_again) do
     if it.probes[token] then
       put(it, "probe." .. token, lease)
     end
-  end
-  if #it.writes == 0 and #it.drops == 0 then
-    return
   end
   if it.cleared then
     redis.call("DEL", it.key)
@@ -312,7 +312,7 @@ function circuit.save(it)
   end
   if it.mode ~= "" then
     redis.call("PERSIST", it.key)
-  else
+  elseif #it.writes > 0 or #it.drops > 0 then
     redis.call("PEXPIRE", it.key, to_ttl(DAY_US + it.open_for))
   end
 end
@@ -320,8 +320,8 @@ end
 -- The view of the circuit that every reply brings, after `result` (whether what was asked for was done).
 -- { result, 1 if this call changed the state, state, mode, generation, microseconds until a probe may be asked for
 --   (-1: never), microseconds since it opened, calls, failures and slow calls in the window or, since it opened, that
---   opened it, the failing workers separated by spaces, consecutive openings, probes on loan, successes of probes, the
---   fields of overrides that were ignored, separated by spaces }
+--   opened it, the failing workers separated by spaces, consecutive openings, microseconds for which the last of them is
+--   without jitter, probes on loan, successes of probes, the fields of overrides that were ignored, separated by spaces }
 function circuit.reply(it, overrides, result)
   local wait = 0
   if it.state == "open" then
@@ -330,6 +330,6 @@ function circuit.reply(it, overrides, result)
   return {
     result, it.caused, it.state, it.mode, it.generation, wait, to_wait(it.now - it.opened_at),
     it.seen.calls, it.seen.failures, it.seen.slow, table.concat(it.failing, " "),
-    it.trips, it.leases, it.successes, overrides and overrides.ignored or "",
+    it.trips, to_wait(it.backoff), it.leases, it.successes, overrides and overrides.ignored or "",
   }
 end
