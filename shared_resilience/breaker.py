@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
-from collections.abc import Mapping
-from typing import Literal, NoReturn
+from collections.abc import Coroutine
+from typing import Any, Literal, NoReturn
 
+from shared_resilience.announcements import Announcements
 from shared_resilience.backends import Backend
 from shared_resilience.backends.process import Component, Process
 from shared_resilience.circuit import CircuitState
@@ -15,8 +17,11 @@ from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.circuit_numbers import NUMBERS
 from shared_resilience.commands import Argument, Arguments, Command, Operation
 from shared_resilience.errors import CircuitBreakerOpenError, ResilienceError
-from shared_resilience.evidence import MILLIONTHS, Evidence, Tally, draw
+from shared_resilience.evidence import Evidence, News, Tally, draw, found_again
+from shared_resilience.outage import Outage
 from shared_resilience.overrides import BREAKER, Overrides
+
+logger = logging.getLogger("shared_resilience")
 
 Outcome = Literal["success", "failure", "cancelled"]
 """What a call has shown of its dependency; "cancelled": nothing."""
@@ -24,17 +29,20 @@ Outcome = Literal["success", "failure", "cancelled"]
 REFRESH = 1.0
 """Seconds after which an open circuit is looked at again, so that a reset is heard."""
 
-EVENTS = {"closed": "breaker.closed", "open": "breaker.opened", "half_open": "breaker.half_opened"}
-
 
 class Probe:
     """The lease of one call while the circuit is half-open."""
 
-    __slots__ = ("era", "generation", "token")
+    __slots__ = ("answered", "era", "generation", "token", "wanted")
     plain = False
 
-    def __init__(self, token: str, generation: int, era: int) -> None:
-        self.token, self.generation, self.era = token, generation, era
+    def __init__(self, token: str, era: int) -> None:
+        self.token, self.era = token, era
+        self.generation = 0
+        self.answered = False
+        """Whether the asking for it is over, with or without a reply."""
+        self.wanted = True
+        """Whether the caller that asked for it still waits."""
 
 
 Permit = Tally | Probe
@@ -66,9 +74,9 @@ class Breaker(Component):
         self._retry_at = math.inf
         self._rate = self.config.failure_rate
         self._refused = 0
-        self._held_until, self._held_generation = -math.inf, 0
-        self._announced = 0
-        self._ignored: set[str] = set()
+        self._outage = Outage(self._process, self.resource.keys.breaker)
+        self._announcements = Announcements(self.resource, self.config.shadow)
+        self._held = False
 
     def after_fork(self) -> None:
         self._era += 1
@@ -83,7 +91,7 @@ class Breaker(Component):
         if evidence.view is None:
             await evidence.tell(backend)
         elif (claimed := evidence.claim()) and self.monotonic() < self._retry_at:
-            await evidence.sync(backend)
+            await backend.finish(evidence.sync(backend))
             claimed = False
         if self.monotonic() >= self._retry_at and (claimed or evidence.claim()):
             probe = await self._ask_for_probe(backend)
@@ -108,12 +116,31 @@ class Breaker(Component):
         raise CircuitBreakerOpenError(self.name, left if left > 0 else 0.0)
 
     async def _ask_for_probe(self, backend: Backend) -> Probe | None:
-        token = f"{self._process.heartbeat.worker_id}:{secrets.token_hex(6)}"
-        view = await self.evidence.run(backend, self._command(PROBE, token))
+        probe = Probe(f"{self._process.heartbeat.worker_id}:{secrets.token_hex(6)}", self._era)
+        try:
+            return await backend.finish(self._borrow(backend, probe))
+        except BaseException as error:
+            probe.wanted = False
+            if probe.answered and not isinstance(error, Exception):
+                backend.detach(self.report(backend, probe, "cancelled"))
+            raise
+
+    async def _borrow(self, backend: Backend, probe: Probe) -> Probe | None:
+        """Asks for `probe`, and gives it back if its caller was cancelled meanwhile.
+
+        It could not be given back before the reply: the two commands might change places on their way.
+        """
+        try:
+            view = await self.evidence.run(backend, self._command(PROBE, probe.token))
+        finally:
+            probe.answered = True
         if not view.result:
             return None
+        probe.generation = view.generation
         self.resource.count("breaker.probes")
-        return Probe(token, view.generation, self._era)
+        if not probe.wanted:
+            await self.report(backend, probe, "cancelled")
+        return probe
 
     # After a call.
 
@@ -156,13 +183,25 @@ class Breaker(Component):
         return 2 * (view.failures + tally.failures) >= self._rate * (view.calls + tally.calls)
 
     async def report(self, backend: Backend, permit: Permit, outcome: Outcome) -> None:
-        """Tells what `note` said is to be told."""
+        """Tells what `note` said is to be told. What goes wrong is not its caller's affair, whose call has run."""
         if isinstance(permit, Tally):
-            await self.evidence.tell(backend)
+            await self._try(self.evidence.tell(backend))
             return
         worker = self._process.heartbeat.worker_id
         settle = self._command(SETTLE, worker, permit.token, permit.generation, outcome, draw())
-        await self.evidence.run(backend, settle)
+        await self._try(backend.finish(self.evidence.run(backend, settle)))
+
+    async def before_close(self, backend: Backend) -> None:
+        """Tells what is untold."""
+        if self.evidence.has_untold():
+            await self._try(self.evidence.sync(backend))
+
+    async def _try(self, telling: Coroutine[Any, Any, object]) -> None:
+        try:
+            await telling
+        except Exception as error:
+            logger.warning("the circuit %r could not be told: %s", self.name, error, exc_info=True)
+            self._process.events.emit("breaker.untold", self.name, error=str(error))
 
     # What comes back.
 
@@ -171,86 +210,57 @@ class Breaker(Component):
 
     def arrived(self, view: View, before: View | None, began: float) -> float:
         now = self.monotonic()
-        came_back = before is not None and before.source == "local" and view.source == "redis"
-        if came_back:
-            self._come_back(view)
-        if view.source == "redis" and (came_back or before is None or before.generation != view.generation):
-            self._keep_for_outage(view)
+        self._rate, self.evidence.window = self._in_force("failure_rate"), self._in_force("window")
+        if back := found_again(view, before):
+            self._come_back(view, now)
+        if view.source == "redis" and (back or before is None or before[2:5] != view[2:5]):
+            self._outage.keep(view)
         self._refused, refused = 0, self._refused
         if refused:
             self.resource.count("breaker.refused", refused)
-        rate = Overrides(self.resource.overrides).number(BREAKER + "failure_rate", *NUMBERS["failure_rate"][1:])
-        self._rate = self.config.failure_rate if rate is None else rate
-        held = view.generation == self._held_generation and view.state != "open" and now < self._held_until
-        self.state = CircuitState.OPEN if held else CircuitState(view.state)
-        self._count_calls_in(view)
+        self._held = self._outage.holds(view, now)
+        self.state = CircuitState.OPEN if self._held else CircuitState(view.state)
+        self._count_calls_in(view, back)
         if self.state is CircuitState.CLOSED:
             self._retry_at = math.inf
             return began + self.evidence.interval()
         if self.state is CircuitState.HALF_OPEN:
             self._retry_at = -math.inf
-            return began if view.leases < self.config.half_open_max_calls else began + self.evidence.interval()
-        self._retry_at = self._held_until if held else now + view.retry_after
+            room = view.leases < self._in_force("half_open_max_calls")
+            return began if room else began + self.evidence.interval()
+        self._retry_at = self._outage.held_until if self._held else now + view.retry_after
         return min(self._retry_at, began + REFRESH)
 
-    def _count_calls_in(self, view: View) -> None:
+    def _in_force(self, field: str) -> float:
+        """A number of the configuration, or what overrides it."""
+        number = Overrides(self.resource.overrides).number(BREAKER + field, *NUMBERS[field][1:])
+        configured: float = getattr(self.config, field)
+        return configured if number is None else number
+
+    def _count_calls_in(self, view: View, back: bool) -> None:
         """Where calls are counted from now on; nowhere while none may pass."""
         evidence, closed = self.evidence, self.state is CircuitState.CLOSED
-        tally = evidence.tally
-        if tally is not None and tally.generation != view.generation:
-            evidence.taken(tally)
+        tally, field = evidence.tally, "calls" if closed else "shadow_refused"
+        if tally is not None and (tally.generation != view.generation or tally.field != field):
+            seen = evidence.taken(tally)
+            if tally.generation == view.generation or (back and tally.field == "calls"):
+                evidence.owe(seen, view)
             tally = None
         if tally is None and (closed or self.config.shadow):
-            field = "calls" if closed else "shadow_refused"
             tally = Tally(view.generation, self._plain, self.monotonic(), field)
         evidence.tally = tally if closed or self.config.shadow else None
 
-    def _come_back(self, view: View) -> None:
+    def _come_back(self, view: View, now: float) -> None:
         """Redis is back: a circuit that opened meanwhile stays open until its time, and what was seen is owed."""
         alone = self.evidence.gathered_alone()
-        if alone.state == "closed" or alone.age < self.config.window:
-            self.evidence.owe((alone.calls, alone.failures, alone.slow), view.generation)
-        if self.state is CircuitState.OPEN and not view.mode and not alone.mode:
-            self._held_until, self._held_generation = self._retry_at, view.generation
+        opened = self._outage.opened(alone)
+        if alone.state == "closed" or (opened and alone.age < self.evidence.window):
+            self.evidence.owe((alone.calls, alone.failures, alone.slow), view)
+        if opened:
+            self._outage.hold(now + alone.retry_after, view)
 
-    def _keep_for_outage(self, view: View) -> None:
-        """Has this process begin with the fleet's state should Redis be lost."""
-        fields: dict[str, str] = {"state": view.state, "generation": str(view.generation)}
-        if view.mode:
-            fields["mode"] = view.mode
-        elif view.state != "closed":
-            now, left = self._process.local.now_us(), round(view.retry_after * MILLIONTHS)
-            fields |= {"state": "open", "trips": str(view.trips)}
-            fields |= {"retry_at_us": str(now + left), "open_for_us": str(left)}
-        self._process.local.put(self.resource.keys.breaker, fields)
-
-    def announce(self, view: View, before: View | None) -> None:
-        for field in view.ignored.split():
-            if field not in self._ignored:
-                self._ignored.add(field)
-                self._process.events.emit("override.ignored", self.name, field=field)
-        quiet = view.state == "closed" and not view.mode and (before is None or before.state == "closed")
-        if view.caused:
-            self.resource.count(EVENTS[view.state])
-        elif view.generation == self._announced or (quiet and (before is None or not before.mode)):
-            return
-        self._announced = view.generation
-        self._process.events.emit(EVENTS[view.state], self.name, **self._details(view))
-
-    def _details(self, view: View) -> Mapping[str, object]:
-        return {
-            "observed": not view.caused,
-            "shadow": self.config.shadow,
-            "mode": view.mode or None,
-            "generation": view.generation,
-            "retry_after": view.retry_after,
-            "calls": view.calls,
-            "failures": view.failures,
-            "slow_calls": view.slow,
-            "workers": view.workers,
-            "trips": view.trips,
-            "source": view.source,
-        }
+    def news(self, view: View, taken: bool) -> News:
+        return self._announcements.of(view, taken, self._held)
 
     # For operators.
 
@@ -260,17 +270,16 @@ class Breaker(Component):
 
     async def stats(self, backend: Backend) -> dict[str, object]:
         """The fleet's view, as of now."""
-        await self.evidence.sync(backend)
+        await backend.finish(self.evidence.sync(backend))
         return self.known()
 
     def known(self) -> dict[str, object]:
         """The fleet's view as this process has last heard of it."""
-        view, counts = self.evidence.view, {}
+        view, counts = self.evidence.view, dict[str, object]()
         if view is not None:
-            counts = {**self._details(view), "workers": list(view.workers), "probes": view.leases}
-            counts |= {"successes": view.successes}
-            counts["retry_after"] = None if view.retry_after == math.inf else view.retry_after
-            del counts["observed"]
+            counts = {**self._announcements.details(view), "workers": list(view.workers), "probes": view.leases}
+            left = self._outage.held_until - self.monotonic() if self._held else view.retry_after
+            counts |= {"successes": view.successes, "retry_after": None if left == math.inf else max(0.0, left)}
         return {
             "state": self.state.value,
             "mode": None,

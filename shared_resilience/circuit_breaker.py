@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from inspect import isawaitable
 from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -206,9 +207,15 @@ class AsyncCircuitBreaker:
     async def call(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         permit = await self._enter()
         began = self._core.monotonic() if self._core.timed else 0.0
+        returned: object = permit  # as long as the function has returned nothing
         try:
-            result = await function(*args, **kwargs)
+            returned = awaitable = function(*args, **kwargs)
+            result = await awaitable
         except BaseException as error:
+            if returned is not permit and isinstance(error, TypeError) and not isawaitable(returned):
+                await self._leave(permit, "cancelled", began)
+                instead = "use the breaker of the synchronous service for it"
+                raise TypeError(f"{function!r} returned nothing that can be awaited: {instead}") from None
             await self._fail(permit, error, began)
             raise
         if permit.plain:

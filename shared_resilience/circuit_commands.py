@@ -13,9 +13,9 @@ class View(NamedTuple):
     """The circuit as a reply tells of it; times in seconds.
 
     `result` is 1 if what was asked for was done, `caused` 1 if the call changed the state. `retry_after` is the time
-    until a probe may be asked for (`inf`: never), `age` the time since the circuit opened, `backoff` for how long it did
-    without jitter. `calls`, `failures` and `slow` are those of the fleet in the window; since the circuit opened, those
-    that opened it.
+    until a probe may be asked for (`inf`: never), `age` the time since the circuit opened, `backoff` how long it did
+    without jitter. `calls`, `failures` and `slow` are those of the fleet in the window; since it opened, those that
+    opened it.
     """
 
     result: int

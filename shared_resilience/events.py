@@ -7,6 +7,7 @@
 | `breaker.opened` | the circuit opened; in the process that caused it, and in each other when it hears of it | below |
 | `breaker.half_opened` | the open time is over and a probe was lent, likewise | below |
 | `breaker.closed` | the circuit closed, or was reset, likewise | below |
+| `breaker.untold` | what calls have shown could not be told; the calls themselves know nothing of it | error |
 | `override.ignored` | an override is no number in its range; once per process and field | field |
 | `store.lost` | Redis cannot decide any more; this process decides alone | fault, error |
 | `store.recovered` | Redis decides again | seconds_away |

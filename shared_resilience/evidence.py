@@ -7,6 +7,7 @@ before its caller goes on: one report at a time, and what is noted meanwhile joi
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Hashable, Mapping, Sequence
@@ -32,6 +33,9 @@ Counts = tuple[int, int, int]
 """Calls, failures among them, slow calls among them."""
 
 NOTHING: Counts = (0, 0, 0)
+
+News = list[tuple[str, Mapping[str, object]]]
+"""Names and details of events."""
 
 
 def report(states: Sequence[State], now: int, *args: Argument) -> Step:
@@ -63,7 +67,7 @@ def draw() -> int:
 class Tally:
     """What was seen under one generation and has not been told. Changed under the lock of its `Evidence`."""
 
-    __slots__ = ("calls", "failures", "field", "generation", "plain", "slow", "touched")
+    __slots__ = ("calls", "failures", "field", "generation", "plain", "since", "slow", "touched")
 
     def __init__(self, generation: int, plain: bool, now: float, field: str = "calls") -> None:
         self.generation = generation
@@ -72,13 +76,36 @@ class Tally:
         self.field = field
         """As what its calls stand in the fleet's counters."""
         self.calls = self.failures = self.slow = 0
-        self.touched = now
-        """When the last call was counted that failed, or that was timed or judged."""
+        self.since = self.touched = now
+        """When it was empty, and when the last call was counted that failed, or that was timed or judged."""
 
-    def take(self) -> Counts:
+    def take(self, now: float) -> Counts:
         counts = self.calls, self.failures, self.slow
         self.calls = self.failures = self.slow = 0
+        self.since = self.touched = now
         return counts
+
+
+def of_the_window(seen: Counts, since: float, touched: float, window: float) -> Counts:
+    """What `seen` says of the window: all of it, or a part if the last was seen before; all times are seconds ago.
+
+    A worker that calls rarely tells late of what it saw. Were that dropped, the failures that are told at once would
+    seem to be all that there is; were it told in full, the worker would seem to call more often than it does.
+    """
+    if touched <= window:
+        return seen
+    share, chance = window / since, random.random()
+    calls, failures, slow = (math.floor(count * share + chance) for count in seen)
+    return calls, failures, slow
+
+
+def found_again(view: View, before: View | None) -> bool:
+    """Whether Redis decides again, after this process did alone."""
+    return before is not None and before.source == "local" and view.source == "redis"
+
+
+def _sum(one: Counts, other: Counts) -> Counts:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 
 
 class Passenger(Protocol):
@@ -90,25 +117,26 @@ class Passenger(Protocol):
     def arrived(self, view: View, before: View | None, began: float) -> float:
         """Takes in a view that was asked for at `began`, under the lock; when the next one is due."""
 
-    def announce(self, view: View, before: View | None) -> None:
-        """Tells listeners what has changed, outside the lock; `before` is `view` if it came too late to be taken in."""
+    def news(self, view: View, taken: bool) -> News:
+        """What listeners are to be told, under the lock; a view that came too late was not `taken` in."""
 
 
 class Evidence:
     """The evidence of one resource in this process, for callers of both forms, and the view that it brought.
 
     `due` is when a command is due, by this process's clock; `tally` is where calls are counted now, None while none
-    may pass. Both are read by every call, without the lock. Failures older than `horizon` seconds are told to nobody.
+    may pass. Both are read by every call, without the lock. What was seen more than `window` seconds ago is told as
+    far as it says something of the window.
     """
 
     def __init__(
-        self, resource: Resource, process: Process, interval: float, horizon: float, passenger: Passenger
+        self, resource: Resource, process: Process, interval: float, window: float, passenger: Passenger
     ) -> None:
         self.resource = resource
         self.monotonic = process.clock.monotonic
         self._process = process
         self._interval = interval
-        self.horizon = horizon
+        self.window = window
         self._passenger = passenger
         self.restart()
 
@@ -119,25 +147,13 @@ class Evidence:
         self.tally: Tally | None = None
         self.view: View | None = None
         self._owed: Counts = NOTHING
-        self._owed_under = 0
-        self._asked = self._answered = 0
-        self._synced = float("-inf")
+        self._asked = self._answered = self._crossed = 0
         self._noted = self._told = 0
         self._waiting: dict[Hashable, list[Ticket]] = {}
 
     def interval(self) -> float:
         """Seconds for which a view is fresh; more in a large fleet."""
         return max(self._interval, (self.resource.workers or 1) / SYNCS_PER_SECOND)
-
-    def _of_the_window(self, seen: Counts, seconds: float) -> Counts:
-        """What of the calls of so many `seconds` lies in the window: of the successes a part, of the failures none.
-
-        A worker that calls rarely tells of its successes late. Were they dropped, failures, which are told at once,
-        would seem to be all that there is.
-        """
-        calls, failures, _ = seen
-        part = (calls - failures) * self.horizon / seconds
-        return int(part) + (random.random() < part % 1), 0, 0
 
     def claim(self) -> bool:
         """Whether this caller is the one that sends the command that is due."""
@@ -149,7 +165,7 @@ class Evidence:
             return True
 
     async def run(self, backend: Backend, command: Command[View], on_outage: OnOutage = "local") -> View:
-        """Runs a command, and takes in its view unless a later one has been answered before."""
+        """Runs a command, and takes in its view unless there is a later one."""
         with self.lock:
             self._asked += 1
             number, began = self._asked, self.monotonic()
@@ -157,33 +173,49 @@ class Evidence:
                 self.due = began + self.interval()
         view = await backend.run(command, self.resource, on_outage)
         with self.lock:
-            before = self.view
-            stale = before is not None and number < self._answered and view.generation <= before.generation
-            if not stale:
-                self._answered, self.view = number, view
-                due = self._passenger.arrived(view, before, began)
-                self.due = began if self._owed[0] else due
-        self._passenger.announce(view, view if stale else before)
+            taken = self._is_later(number, view)
+            if taken:
+                self._take_in(number, view, began)
+            news = self._passenger.news(view, taken)
+        for name, details in news:
+            self._process.events.emit(name, self.resource.name, **details)
         return view
+
+    def _is_later(self, number: int, view: View) -> bool:
+        """Whether the answer to the request `number` is later than the view that there is.
+
+        Requests that crossed may have run in any order, of which the generation tells more than their own order.
+        """
+        before = self.view
+        if before is None or number > self._crossed:
+            return True
+        return (view.generation, number) > (before.generation, self._answered)
+
+    def _take_in(self, number: int, view: View, began: float) -> None:
+        before, self.view = self.view, view
+        self._answered, self._crossed = number, self._asked
+        if before is None or before.generation != view.generation:
+            self._owed = NOTHING
+        due = self._passenger.arrived(view, before, began)
+        self.due = began if self._owed[0] else due
 
     async def sync(self, backend: Backend) -> None:
         """Tells what was seen until now, and brings the view up to date."""
         with self.lock:
-            owed, self._owed = self._owed, NOTHING
-            tally, before, noted = self.tally, self.view, self._noted
-            generation = tally.generation if tally is not None else 0
-            seen = self.taken(tally) if tally is not None and not owed[0] else NOTHING
-            now = self.monotonic()
-            if tally is not None and now - max(self._synced, tally.touched) > self.horizon:
-                seen = self._of_the_window(seen, now - self._synced)
-            self._synced = now
-            if owed[0]:  # first what is owed; the rest is due at once
-                generation, seen, noted = self._owed_under, owed, self._told
+            before, noted, seen = self.view, self._noted, self._owed
+            self._owed = NOTHING
+            if self.tally is not None:
+                seen = _sum(seen, self.taken(self.tally))
+        generation = before.generation if before is not None else 0
         view = await self.run(backend, self._command(generation, seen))
         with self.lock:
             self._told = max(self._told, noted)
-            if before is not None and before.source == "local" and view.source == "redis" and not view.result:
-                self.owe(seen, view.generation)
+            if found_again(view, before) and not view.result:
+                self.owe(seen, view)
+
+    def has_untold(self) -> bool:
+        """Whether anything was seen that nobody was told of."""
+        return bool(self._owed[0] or (self.tally is not None and self.tally.calls))
 
     async def tell(self, backend: Backend) -> None:
         """Returns when all that was noted until now has been told. Who comes meanwhile shares the next report.
@@ -224,21 +256,22 @@ class Evidence:
         for ticket in waiting:
             ticket.wake()
 
-    def owe(self, counts: Counts, generation: int) -> None:
-        """Has what was seen while Redis was away told under the generation that was found there. Under the lock."""
-        if counts[0]:
-            owed = self._owed
-            self._owed = owed[0] + counts[0], owed[1] + counts[1], owed[2] + counts[2]
-            self._owed_under = generation
+    def owe(self, counts: Counts, view: View) -> None:
+        """Has what was seen while Redis was away told of the circuit that was found there. Under the lock."""
+        now = self.view
+        if counts[0] and view.state == "closed" and now is not None and now.generation == view.generation:
+            self._owed = _sum(self._owed, counts)
             self.due = float("-inf")
 
     def taken(self, tally: Tally) -> Counts:
-        """What `tally` holds, which is now in the fleet's counters. Under the lock."""
-        seen = tally.take()
+        """What `tally` holds, which is now in the fleet's counters, as far as it is of the window. Under the lock."""
+        now = self.monotonic()
+        touched, since = tally.touched, tally.since
+        seen = tally.take(now)
         for field, number in zip((tally.field, "failures", "slow"), seen, strict=True):
             if number:
                 self.resource.count(f"breaker.{field}", number)
-        return seen
+        return of_the_window(seen, now - since, now - touched, self.window)
 
     def gathered_alone(self) -> View:
         """The circuit as this process saw it while Redis was away."""

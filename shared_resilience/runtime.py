@@ -129,8 +129,8 @@ class Runtime:
 
     async def close(self, backend: Backend) -> None:
         """Gives back and reports what this process holds, then closes what `backend` has opened."""
-        for core in self._limiters():
-            with suppress(ResilienceError):  # what cannot be given back is lost
+        for core in list(self.process.components.values()):
+            with suppress(ResilienceError):  # what cannot be given back or told is lost
                 await core.before_close(backend)
         await backend.close()
 

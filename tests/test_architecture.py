@@ -98,6 +98,7 @@ LAYERS = [
     {"backends", "circuit_commands", "leases", "refusals", "limit_commands"},
     {"evidence", "limiter_config", "lines", "sent_commands"},
     {"limiter_keys"},
+    {"announcements", "outage"},
     {"breaker", "limiter"},
     {"reservation"},
     {"circuit_breaker", "rate_limiter"},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from circuits import DownError, Two, awaited
 from conftest import Lane
+from servers import poll
 
 from shared_resilience import (
     CircuitBreakerConfig,
@@ -91,28 +92,27 @@ def test_a_coroutine_that_is_closed_in_the_middle_gives_its_probe_back() -> None
 
 def test_failures_of_many_threads_share_their_reports_and_none_is_lost(store: Lane, prefix: str) -> None:
     two = Two(store, prefix, CircuitBreakerConfig(failure_threshold=10_000))
+    assert two.passes(0)
+    core = two.breakers[0]._core
     backend: Any = two.services[0]._runtime.backends.blocking
     run, sent = backend.run, []
 
-    async def counting(*args: Any, **kwargs: Any) -> Any:
+    async def once_all_others_wait(*args: Any, **kwargs: Any) -> Any:
         sent.append(1)
+        if len(sent) == 1:
+            poll(lambda: sum(map(len, core.evidence._waiting.values())) == 15, "15 threads that wait")
         return await run(*args, **kwargs)
 
-    backend.run = counting
-    barrier = threading.Barrier(16)
-
-    def work() -> None:
-        barrier.wait()
-        two.fail(0, 10)
-
-    threads = [threading.Thread(target=work) for _ in range(16)]
+    backend.run = once_all_others_wait
+    threads = [threading.Thread(target=two.fail, args=(0,)) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    backend.run = run
 
-    assert two.breakers[1].get_stats()["failures"] == 160
-    assert len(sent) <= 160 + 1
+    assert two.breakers[1].get_stats()["failures"] == 16
+    assert len(sent) == 2
 
 
 def test_failures_of_many_tasks_share_their_reports_and_none_is_lost(store: Lane, prefix: str) -> None:

@@ -19,6 +19,7 @@ from shared_resilience import (
     ResilienceService,
     StoreUnavailableError,
 )
+from shared_resilience.backends import step
 from shared_resilience.testing import ManualClock
 
 CONFIG = CircuitBreakerConfig(jitter=0)
@@ -289,6 +290,117 @@ def test_a_reset_ends_what_a_process_holds_from_an_outage(fleet: Fleet) -> None:
 
     assert not held
     assert fleet.passes(0)
+
+
+def test_a_reset_during_the_outage_is_heard_by_a_process_whose_circuit_did_not_open_alone(fleet: Fleet) -> None:
+    fleet.fail(0, 5)
+    fleet.lose_redis(0)
+    fleet.clock.advance(1)
+    alone = fleet.passes(0)
+    fleet.breakers[1].reset()
+    fleet.find_redis(0)
+    fleet.clock.advance(1)
+
+    assert not alone
+    assert fleet.passes(0)
+
+
+def test_listeners_hear_of_the_fleets_circuit_when_the_one_opened_alone_is_held_no_longer(fleet: Fleet) -> None:
+    heard: list[Event] = []
+    fleet.passes(0)
+    fleet.runtimes[0].process.events.add([heard.append])
+    fleet.lose_redis(0)
+    fleet.fail(0, 5)
+    fleet.clock.advance(15)
+    fleet.find_redis(0)
+    for _ in range(3):
+        fleet.clock.advance(1)
+        fleet.passes(0)
+    left = fleet.breakers[0].get_stats()["retry_after"]
+    while_held = [event.name for event in heard if event.resource]
+    fleet.clock.advance(43)
+    fleet.passes(0)
+
+    assert left == pytest.approx(42)
+    assert while_held == ["breaker.opened"]
+    assert [(event.name, event.details["observed"]) for event in heard if event.resource] == [
+        ("breaker.opened", False),
+        ("breaker.closed", True),
+    ]
+
+
+def test_the_open_time_goes_on_growing_alone(fleet: Fleet) -> None:
+    fleet.fail(0, 5)
+    fleet.clock.advance(60)
+    fleet.fail(0)
+    fleet.lose_redis(0)
+    fleet.clock.advance(121)
+    fleet.fail(0)
+    stats = fleet.breakers[0].get_stats()
+
+    assert (stats["trips"], stats["retry_after"]) == (3, pytest.approx(240))
+
+
+def test_what_opened_the_fleets_circuit_is_known_alone_and_is_not_told_again(
+    store: Lane, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(store, prefix, CONFIG, monkeypatch)
+    fleet.fail(0, 5)
+    fleet.lose_redis(0)
+    fleet.clock.advance(1)
+    fleet.passes(0)
+    alone = fleet.breakers[0].get_stats()
+    fleet.breakers[1].reset()
+    fleet.find_redis(0)
+    for _ in range(3):
+        fleet.clock.advance(1)
+        fleet.passes(0)
+    fleet.clock.advance(0.2)
+    fleet.passes(0)
+    told = fleet.seen(1)
+    fleet.close()
+
+    assert (alone["failures"], alone["source"]) == (5, "local")
+    assert told == 0
+
+
+def test_what_was_seen_alone_is_owed_when_another_command_finds_redis_again(fleet: Fleet) -> None:
+    assert fleet.passes(0)
+    fleet.lose_redis(0)
+    fleet.fail(0, 5)
+    fleet.clock.advance(60)
+    assert all(fleet.passes(0) for _ in range(3))
+    assert all(fleet.passes(0) for _ in range(6))
+    core = fleet.breakers[0]._core
+    untold = core.evidence.tally.calls if core.evidence.tally else 0
+    fleet.find_redis(0)
+    step(core._ask_for_probe(fleet.runtimes[0].backends.blocking))
+    fleet.clock.advance(0.2)
+    fleet.passes(0)
+
+    assert untold > 0
+    assert int(str(fleet.breakers[1].get_stats()["calls"])) >= untold
+
+
+def test_calls_in_shadow_are_counted_as_what_they_are_when_a_hold_ends(
+    store: Lane, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(store, prefix, CircuitBreakerConfig(jitter=0, shadow=True), monkeypatch)
+    fleet.passes(0)
+    fleet.lose_redis(0)
+    fleet.fail(0, 5)
+    fleet.clock.advance(12)
+    fleet.find_redis(0)
+    fleet.passes(0)
+    fleet.clock.advance(60)
+    before = fleet.breakers[0].get_stats()["local"]
+    assert all(fleet.passes(0) for _ in range(100))
+    fleet.clock.advance(0.2)
+    after: Any = fleet.breakers[0].get_stats()["local"]
+    fleet.close()
+
+    assert isinstance(before, dict)
+    assert after["breaker.calls"] - before["breaker.calls"] == 100
 
 
 class BreakerLoad(Load):

@@ -32,7 +32,7 @@ def test_what_was_seen_before_the_window_is_told_as_far_as_it_says_something_of_
 
     seen = breaker.stats()
 
-    assert (seen["calls"], seen["failures"]) == (25 + 1, 0)
+    assert (seen["calls"], seen["failures"]) == (30 + 1, 5)
 
 
 def test_an_open_circuit_costs_one_command_a_second(api: Api) -> None:
@@ -136,3 +136,40 @@ def test_a_call_that_began_before_a_fork_tells_nothing_in_the_child(api: Api) ->
     leave(api, probe, DownError())
 
     assert counting.sent == 0
+
+
+def test_a_failure_does_not_wait_once_the_view_is_old(api: Api) -> None:
+    breaker, counting = Breaker(api), Counting(api)
+    breaker.succeed(100)
+    guard = enter(api, breaker)
+    api.clock.advance(0.2)
+
+    assert counting.of(lambda: leave(api, guard, DownError())) == 1
+
+
+def test_closing_tells_what_is_untold_and_asks_nothing_otherwise(api: Api) -> None:
+    Breaker(api, name="never asked")
+    breaker, counting = Breaker(api), Counting(api)
+    breaker.succeed(7)
+
+    assert counting.of(lambda: api(api.service.close())) == 1
+    assert counting.of(lambda: api(api.service.close())) == 0
+    assert breaker.stats()["calls"] == 7
+
+
+def test_overrides_of_window_and_places_say_what_is_old_and_who_may_ask(api: Api) -> None:
+    breaker = Breaker(api, CircuitBreakerConfig(jitter=0, half_open_max_calls=3))
+    api(api.service.set_override("payments", "breaker.half_open_max_calls", 1))
+    api(api.service.set_override("payments", "breaker.window", 60))
+    breaker.succeed(20)
+    api.clock.advance(30)
+    breaker.succeed()
+    old = breaker.stats()["calls"]
+    api(breaker.breaker.reset())
+    breaker.half_open()
+    enter(api, breaker)
+    breaker.refusal()
+    counting = Counting(api)
+
+    assert old == 21
+    assert counting.of(lambda: [breaker.refusal() for _ in range(50)]) == 0

@@ -21,10 +21,10 @@ from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCo
 from shared_resilience.limits import Limit
 
 PINNED = {
-    "circuit_breaker_control": "4997a4fc0935644a79b9cb6368ed29ebbd54ea02",
-    "circuit_breaker_probe": "7e2b2d46f3ef2e9ae8c9447f350055f583b30764",
-    "circuit_breaker_settle": "fdd307eb103c149dea92680dd26c2c3db92e969b",
-    "evidence": "6f883fd042c5dc8354096bde98210e1a6155a1de",
+    "circuit_breaker_control": "0aa2a04a5faea7133cd61de9930424f04567a4c1",
+    "circuit_breaker_probe": "d64220f777f405573d883fcad8a5f918aca08eb8",
+    "circuit_breaker_settle": "4e03caad103a424d7917b00ba7dbecf8f108a832",
+    "evidence": "1b3c742db8ece3f113d7299e4d20d03c7716436c",
     "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
     "leaky_bucket": "83253b201600d3b143c0da2ad785f5c11c115ba6",

@@ -320,8 +320,8 @@ end
 -- The view of the circuit that every reply brings, after `result` (whether what was asked for was done).
 -- { result, 1 if this call changed the state, state, mode, generation, microseconds until a probe may be asked for
 --   (-1: never), microseconds since it opened, calls, failures and slow calls in the window or, since it opened, that
---   opened it, the failing workers separated by spaces, consecutive openings, microseconds for which the last of them is
---   without jitter, probes on loan, successes of probes, the fields of overrides that were ignored, separated by spaces }
+--   opened it, the failing workers separated by spaces, consecutive openings, microseconds for which it opened without
+--   jitter, probes on loan, successes of probes, the fields of overrides that were ignored, separated by spaces }
 function circuit.reply(it, overrides, result)
   local wait = 0
   if it.state == "open" then

@@ -12,6 +12,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 from shared_resilience.backends.clock import Clock, SystemClock
 from shared_resilience.backends.forks import begin_anew_after_forks
@@ -20,6 +21,9 @@ from shared_resilience.backends.local_store import LocalStore
 from shared_resilience.events import Events
 from shared_resilience.heartbeat import Heartbeat
 from shared_resilience.keys import encode_key
+
+if TYPE_CHECKING:
+    from shared_resilience.backends import Backend
 
 
 class Process:
@@ -54,6 +58,9 @@ class Process:
 
 class Component:
     """What a process keeps by kind and name: one for sync and asyncio callers."""
+
+    async def before_close(self, backend: Backend) -> None:
+        """Gives back and tells what it holds. Raises `ResilienceError` for what it cannot."""
 
     def after_fork(self) -> None:
         """Drops what a forked child must not share with its parent."""
