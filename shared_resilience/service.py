@@ -141,7 +141,7 @@ class ResilienceService(_Service):
         step(self._runtime.backends.blocking.check())
 
     def close(self) -> None:
-        """Gives leased tokens back, reports what has been counted, closes the connections that this service made."""
+        """Gives leased tokens back, tells what is untold, and closes the connections that this service made."""
         step(self._runtime.close(self._runtime.backends.blocking))
 
     def __enter__(self) -> Self:
