@@ -31,6 +31,13 @@ def test_an_open_circuit_is_kept_with_all_that_is_known_of_it(core: Breaker) -> 
     assert [getattr(alone, field) for field in rest] == [getattr(OPEN, field) for field in rest]
 
 
+def test_a_half_open_circuit_is_kept_as_one_whose_open_time_is_over(core: Breaker) -> None:
+    core._outage.keep(OPEN._replace(state="half_open", retry_after=0.0))
+    alone = core.evidence.gathered_alone()
+
+    assert (alone.state, alone.retry_after) == ("open", 0.0)
+
+
 def test_a_forced_mode_is_kept_as_a_mode(core: Breaker) -> None:
     core._outage.keep(OPEN._replace(mode="forced_open", retry_after=float("inf")))
     alone = core.evidence.gathered_alone()
