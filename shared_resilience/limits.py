@@ -49,9 +49,9 @@ class Call:
     """Twin of `read_call` in `lua/lib/limits.lua`: the call at hand, and the limits as they stand."""
 
     def __init__(
-        self, states: Sequence[State], now: int, cost: int, share: int, told: Sequence[Argument], may_write: bool
+        self, states: Sequence[State], now: int, share: int, told: Sequence[Argument], may_write: bool
     ) -> None:
-        self.cost, self.now = cost, now
+        self.now = now
         self._states, self._may_write = states, may_write
         self.overrides = Overrides(states[0])
         self.limits: list[Checked] = []
@@ -90,7 +90,7 @@ class Call:
 
 def take(states: Sequence[State], now: int, cost: int, share: int, max_delay: int, *told: Argument) -> Step:
     """Twin of `rate_limiter.lua`, `sliding_window.lua` and `leaky_bucket.lua`."""
-    call = Call(states, now, cost, share, told, may_write=True)
+    call = Call(states, now, share, told, may_write=True)
     keeper, wait, delay = call.longest_wait(cost, max_delay)
     for limit in call.limits:
         if call.paused == 0 and (wait == 0 or limit.rebased):
@@ -100,13 +100,13 @@ def take(states: Sequence[State], now: int, cost: int, share: int, max_delay: in
 
 def peek(states: Sequence[State], now: int, cost: int, share: int, max_delay: int, *told: Argument) -> Step:
     """Twin of `rate_limiter_peek.lua`."""
-    call = Call(states, now, cost, share, told, may_write=False)
+    call = Call(states, now, share, told, may_write=False)
     return call.step(*call.longest_wait(cost, max_delay))
 
 
 def lease(states: Sequence[State], now: int, cost: int, share: int, most: int, back: int, *told: Argument) -> Step:
     """Twin of `token_bucket_lease.lua`."""
-    call = Call(states, now, cost, share, told, may_write=True)
+    call = Call(states, now, share, told, may_write=True)
     buckets = cast("list[Bucket]", call.limits)
     for bucket in buckets:
         bucket.add(back)
@@ -124,7 +124,7 @@ def settle(
     states: Sequence[State], now: int, cost: int, share: int, direction: str, since: int, *told: Argument
 ) -> Step:
     """Twin of `rate_limiter_settle.lua`."""
-    call = Call(states, now, cost, share, told, may_write=False)
+    call = Call(states, now, share, told, may_write=False)
     call.paused = 0
     for limit in call.limits:
         if direction == "take":

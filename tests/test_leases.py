@@ -112,14 +112,16 @@ def test_closing_gives_back_what_is_held(api: Api) -> None:
     assert left_in_the_bucket(api, limiter, "b") == 999
 
 
-def test_closing_later_than_the_lease_gives_nothing_back(api: Api) -> None:
+def test_closing_later_than_the_lease_gives_nothing_back(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     limiter = leased(api, lease_seconds=0.5)
     for _ in range(10):
         api(limiter.try_acquire())
     left = left_in_the_bucket(api, limiter)
     api.clock.advance(0.5)
+    told = Told(limiter, monkeypatch)
     api(api.service.close())
 
+    assert told.commands == []
     assert left_in_the_bucket(api, limiter) == left < 990
 
 
@@ -431,11 +433,11 @@ def test_what_a_lease_holds_is_decided_without_any_backend(api: Api, monkeypatch
 
 def test_a_served_decision_says_all_that_a_decision_says(api: Api, place: str) -> None:
     limiter = leased(api, capacity=100, rate=100)
-    for _ in range(3):
+    for _ in range(2):
         api(limiter.try_acquire())  # takes 1, then 2; the third is served
 
     source = "local" if place == "local" else "redis"
-    assert api(limiter.try_acquire())._replace(reset_after=0.0) == (True, 100, 96, 0.0, 0.0, 0.0, None, source)
+    assert limiter._core.at_once("", 1)._replace(reset_after=0.0) == (True, 100, 97, 0.0, 0.0, 0.0, None, source)
 
 
 def test_a_partition_is_told_the_overrides_when_it_leases_and_gives_back(
@@ -520,3 +522,59 @@ def test_the_largest_cost_that_a_lease_may_hold_is_leased(api: Api, monkeypatch:
     api(limiter.try_acquire(cost=11))
 
     assert told.scripts() == ["token_bucket_lease", "token_bucket"]
+
+
+def test_the_first_lease_gives_nothing_back(api: Api) -> None:
+    limiter = leased(api, capacity=10, tokens=5)
+    api(limiter.try_acquire(cost=9))  # directly
+    api(limiter.try_acquire())
+
+    assert left_in_the_bucket(api, limiter) == 0
+
+
+def test_a_key_that_was_never_leased_can_be_reset(api: Api) -> None:
+    limiter = leased(api)
+    api(limiter.reset("never"))
+
+    assert api(limiter.try_acquire("never")).remaining == 999
+
+
+def test_a_forked_process_leases_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = leased(api)
+    told = Told(limiter, monkeypatch)
+    limiter._core.after_fork()
+    api(limiter.try_acquire())
+
+    assert told.scripts() == ["token_bucket_lease"]
+
+
+@pytest.mark.parametrize("form", ["asyncio"])
+def test_who_leases_for_one_key_does_not_wait_for_another(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    limiter = leased(api)
+    run = limiter._backend.run
+    done: list[str] = []
+
+    async def main() -> None:
+        asked, other_is_done = asyncio.Event(), asyncio.Event()
+
+        async def slow(command: Any, *rest: Any) -> Any:
+            if not asked.is_set():
+                asked.set()
+                await other_is_done.wait()
+            return await run(command, *rest)
+
+        async def acquire(key: str) -> None:
+            await limiter.try_acquire(key)
+            done.append(key)
+
+        monkeypatch.setattr(limiter._backend, "run", slow)
+        first = asyncio.create_task(acquire("slow"))
+        await asked.wait()
+        try:
+            await asyncio.wait_for(acquire("quick"), PATIENT)
+        finally:
+            other_is_done.set()
+            await first
+
+    api(main())
+    assert done == ["quick", "slow"]

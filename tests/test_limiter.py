@@ -379,11 +379,11 @@ def test_a_flood_of_keys_is_forgotten_and_decided_all_the_same(monkeypatch: pyte
     monkeypatch.setattr(sent_commands, "FLOOD", 8)
     limiter = ResilienceService.local().get_or_create_rate_limiter("r", TokenBucket(2, 0.001))
     kept = []
-    for number in range(14):
+    for number in range(27):
         assert limiter.try_acquire(str(number)).remaining == 1
         kept.append(len(limiter._core._sent))
 
-    assert kept == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0, 1]
+    assert kept == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4, 4, 0] * 2 + [1]
     assert limiter.try_acquire("0").remaining == 0
 
 
@@ -408,7 +408,7 @@ def test_what_was_sent_before_is_sent_again_as_it_is(api: Api, monkeypatch: pyte
 
     at_once, again, soon, later, whenever, repeated = told.commands
     assert at_once is again
-    assert soon is not later  # what is told of the patience of their callers differs
+    assert [soon.args[2], later.args[2]] == [5_000_000, 6_000_000]  # the patience of their callers, in µs
     assert whenever is repeated
 
 
@@ -419,3 +419,48 @@ def test_a_partition_keeps_no_commands_since_overrides_change_them(api: Api, mon
         api(limiter.try_acquire("k"))
 
     assert told.commands[0] is not told.commands[1]
+
+
+def test_callers_of_a_forked_process_can_wait(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(2, 2))
+    limiter._core.after_fork()
+
+    assert api(limiter.acquire(timeout=1)).allowed
+
+
+def test_only_a_lease_says_what_it_has_taken(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(5, 1))
+
+    assert api(limiter.reserve())._reserved.answer.taken == 0
+
+
+def test_who_is_refused_by_a_queue_is_told_how_long_it_is(api: Api) -> None:
+    limiter = api.service.get_or_create_rate_limiter("q", LeakyBucket(2, 10))
+    api(limiter.try_acquire(cost=2))
+
+    refused = api(limiter.try_acquire())
+    assert (refused.allowed, refused.delay) == (False, 0.2)
+
+
+class Text(str):
+    """A text of a type of its own, as members of `StrEnum` are."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("key", [Text("7"), 7])
+def test_what_is_no_mapping_is_a_key_by_its_text(api: Api, key: Any) -> None:
+    limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(5, 0.001))
+    api(limiter.try_acquire("7"))
+
+    assert api(limiter.try_acquire(key)).remaining == 3
+
+
+@pytest.mark.parametrize(("on_outage", "allowed"), [("allow", True), ("deny", False)])
+def test_a_lease_without_redis_does_as_on_outage_says_and_takes_nothing(
+    form: str, on_outage: Any, allowed: bool
+) -> None:
+    limiter, value = away(form, on_outage, lease_tokens=5)
+    decision = value(limiter.try_acquire(cost=2))
+
+    assert (decision.allowed, decision.remaining, decision.source) == (allowed, 0, "local")

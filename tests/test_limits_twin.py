@@ -235,6 +235,7 @@ TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {
     "a pause is about to end": (TokenBucket(5, 1), [Move(0, "pause", 0, 1), Move(99_999, "take", 0, 1)]),
     "a pause is about to end, seen": (TokenBucket(5, 1), [Move(0, "pause", 0, 1), Move(99_999, "peek", 0, 1)]),
     "a pause that is over is seen": (TokenBucket(5, 1), [Move(0, "pause", 0, 1), Move(200_000, "peek", 0, 1)]),
+    "a pause that is over is settled": (TokenBucket(5, 1), [Move(0, "pause", 0, 1), Move(200_000, "give", 0, 1)]),
     "a pause is as long as what is left": (
         TokenBucket(5, 1),
         [Move(0, "pause", 0, 2), Move(100_000, "pause", 0, 1)],
@@ -263,6 +264,7 @@ TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {
         TokenBucket(5, 1),
         [Move(0, "pause", 0, 2), Move(1, "unpause", 0, 1), Move(1, "take", 0, 1)],
     ),
+    "a pause is ended, which nobody sees": (TokenBucket(5, 1), [Move(0, "pause", 0, 2), Move(1, "unpause", 0, 1)]),
     "a lease is asked for in a pause": (TokenBucket(5, 1), [Move(0, "pause", 0, 2), Move(1, "lease", 0, 1)]),
     "a lease is asked for just before the end": (
         TokenBucket(5, 1),

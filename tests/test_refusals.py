@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,29 @@ def test_a_refusal_answers_for_larger_costs_and_shorter_delays(
     memory: Refusals, cost: int, max_delay: float, exact: bool, known: bool
 ) -> None:
     assert (memory.find("k", cost, max_delay, 100.0, exact) is not None) is known
+
+
+def test_a_refusal_answers_for_larger_costs_unless_it_must_be_exact(memory: Refusals) -> None:
+    assert memory.find("k", 6, 2.0, 100.0) == refused(0.5)
+
+
+@pytest.mark.parametrize(("passed", "left"), [(0.25, 0.5), (0.875, 0.0)])
+def test_the_delay_of_a_refusal_counts_down(memory: Refusals, passed: float, left: float) -> None:
+    memory.add("k", 5, 2.0, refused(0.9)._replace(delay=0.75), 100.0)
+    known = memory.find("k", 5, 2.0, 100.0 + passed)
+
+    assert known is not None
+    assert known.delay == left
+
+
+def test_two_threads_may_find_at_once_that_the_time_of_a_refusal_is_over(memory: Refusals) -> None:
+    class Forgotten(OrderedDict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return self.pop(key, default)  # as the other thread is quicker
+
+    memory._by_key = Forgotten(memory._by_key)
+
+    assert memory.find("k", 5, 2.0, 100.5) is None
 
 
 def test_refusals_are_forgotten_one_by_one_or_together(memory: Refusals) -> None:

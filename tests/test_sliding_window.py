@@ -177,3 +177,7 @@ def test_two_lengths_of_one_window_can_be_mixed() -> None:
 def test_a_wrong_configuration_names_field_value_and_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SlidingWindow(**arguments)
+
+
+def test_a_cost_above_the_limit_never_passes() -> None:
+    assert Twin(SlidingWindow(5, 60)).take(START, 6).retry_after == -1

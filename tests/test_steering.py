@@ -24,6 +24,7 @@ from shared_resilience.backends.fallback import FallbackBackend
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
+from shared_resilience.overrides import override_text
 from shared_resilience.runtime import CheckedOptions, Runtime
 from shared_resilience.testing import ManualClock
 
@@ -335,6 +336,35 @@ def test_the_service_refuses_overrides_that_scripts_would_ignore(
     assert api(limiter.peek()).limit == 10
 
 
+@pytest.mark.parametrize(
+    ("field", "number", "text"),
+    [
+        ("limit.x.capacity", 7, "7"),
+        ("limit.x.limit", 7, "7"),
+        ("limit.x.refill_rate", 7, "7.000000"),
+        ("limit.x.window", 7, "7.000000"),
+        ("breaker.failure_threshold", 7, "7"),
+        ("breaker.half_open_max_calls", 1000, "1000"),
+        ("breaker.window", 7, "7.000000"),
+    ],
+)
+def test_counts_are_told_as_integers_and_other_overrides_to_the_millionth(field: str, number: int, text: str) -> None:
+    assert override_text(field, number) == text
+
+
+@pytest.mark.parametrize(
+    ("field", "number", "allowed"),
+    [
+        ("limit.x.limit", 7.5, "an integer from 1 to 1000000000"),
+        ("breaker.failure_threshold", 7.5, "an integer from 1 to 1000000000"),
+        ("breaker.half_open_max_calls", 1001, "an integer from 1 to 1000"),
+    ],
+)
+def test_an_override_of_a_count_is_an_integer_in_its_range(field: str, number: float, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field} is {number}, but must be {allowed}$"):
+        override_text(field, number)
+
+
 def test_an_override_that_redis_cannot_be_told_is_an_error(prefix: str) -> None:
     service = ResilienceService.from_url(f"redis://127.0.0.1:{free_port()}", prefix=prefix)
 
@@ -377,6 +407,15 @@ def test_a_window_out_of_its_range_is_ignored(api: Api, operator: Operator, even
 
     assert api(limiter.try_acquire()).retry_after == pytest.approx(60, abs=1e-5)
     assert [event.name for event in events if event.name.startswith("override")] == ["override.ignored"]
+
+
+def test_a_look_at_a_wrong_override_has_its_event(
+    api: Api, limiter: Any, operator: Operator, events: list[Event]
+) -> None:
+    operator.set("limit.token_bucket.capacity", "many")
+    api(limiter.peek())
+
+    assert [dict(event.details) for event in events] == [{"field": "limit.token_bucket.capacity"}]
 
 
 def test_each_of_several_wrong_overrides_has_an_event_of_its_own(

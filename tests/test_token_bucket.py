@@ -253,3 +253,21 @@ def test_the_first_part_of_the_twin_leaves_to_the_rest_what_is_not_usual(
 def test_a_rate_becomes_the_nearest_fraction_whose_product_a_double_holds(rate: float, period: tuple[int, int]) -> None:
     assert as_period(rate) == period
     assert period[0] * period[1] <= 2**53
+
+
+def test_a_period_lasts_a_thousand_seconds_at_most() -> None:
+    assert as_period(math.e * 1e-6) == (34, 12_507_901)
+
+
+def test_what_remains_is_a_whole_number_in_the_middle_of_a_period() -> None:
+    bucket = Twin(TokenBucket(10, 100 / 60))
+    bucket.take(START, 10)
+
+    assert repr(bucket.peek(START + 1_000_001).remaining) == "1"
+
+
+def test_a_bucket_that_fills_for_decades_is_full_no_microsecond_too_soon() -> None:
+    capacity, elapsed = 683_915_271_066_247, 2_338_171_866_893_152
+
+    _, _, available = token_bucket.refilled(0, 0, elapsed, capacity, 117, 400)
+    assert available == capacity - 1

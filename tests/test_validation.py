@@ -37,6 +37,11 @@ def test_no_timeout_is_for_ever() -> None:
 @pytest.mark.parametrize(
     ("check", "values", "allowed"),
     [
+        (
+            lambda v: validation.exceptions("f", v),
+            [None, [ValueError], (int,), ("x",), (ValueError, BaseException)],
+            "a tuple of subclasses of Exception",
+        ),
         (lambda v: validation.count("f", v), [0, 10**9 + 1, True, 1.0, "1", None], "an integer from 1 to 1000000000"),
         (lambda v: validation.count("f", v, 0, 5), [-1, 6, False], "an integer from 0 to 5"),
         (lambda v: validation.number("f", v, 0.5, 2), [0.4, 2.1, math.nan, True, "1"], "a number from 0.5 to 2"),
