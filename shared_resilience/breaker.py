@@ -14,7 +14,6 @@ from shared_resilience.backends.process import Component, Process
 from shared_resilience.circuit import CircuitState
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE, View
 from shared_resilience.circuit_config import CircuitBreakerConfig
-from shared_resilience.circuit_numbers import NUMBERS
 from shared_resilience.commands import Argument, Arguments, Command, Operation
 from shared_resilience.errors import CircuitBreakerOpenError, ResilienceError
 from shared_resilience.evidence import Evidence, News, Tally, draw, found_again
@@ -213,7 +212,7 @@ class Breaker(Component):
         self._rate, self.evidence.window = self._in_force("failure_rate"), self._in_force("window")
         if back := found_again(view, before):
             self._come_back(view, now)
-        if view.source == "redis" and (back or before is None or before[2:5] != view[2:5]):
+        if view.source == "redis" and (back or before is None or before.standing != view.standing):
             self._outage.keep(view)
         self._refused, refused = 0, self._refused
         if refused:
@@ -233,9 +232,9 @@ class Breaker(Component):
 
     def _in_force(self, field: str) -> float:
         """A number of the configuration, or what overrides it."""
-        number = Overrides(self.resource.overrides).number(BREAKER + field, *NUMBERS[field][1:])
+        override = Overrides(self.resource.overrides).breaker(field)
         configured: float = getattr(self.config, field)
-        return configured if number is None else number
+        return configured if override is None else override
 
     def _count_calls_in(self, view: View, back: bool) -> None:
         """Where calls are counted from now on; nowhere while none may pass."""

@@ -277,8 +277,7 @@ def _in_force(overrides: Overrides, told: Sequence[Argument]) -> dict[str, int]:
     """The numbers in force: those of the caller, or what overrides them."""
     numbers = {}
     for (name, number), argument in zip(NUMBERS.items(), told, strict=True):
-        read = overrides.count if number.finer == 1 else overrides.number
-        override = read(f"breaker.{name}", number.low, number.high)
+        override = overrides.breaker(name)
         numbers[name] = int(argument) if override is None else math.floor(override * number.finer + 0.5)
     numbers["minimum_calls"] = numbers["minimum_calls"] or numbers["failure_threshold"]
     return numbers

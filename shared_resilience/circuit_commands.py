@@ -36,6 +36,11 @@ class View(NamedTuple):
     ignored: str
     source: Source
 
+    @property
+    def standing(self) -> tuple[str, str, int]:
+        """What changes only when the circuit does: state, mode and generation."""
+        return self.state, self.mode, self.generation
+
 
 def view_of(reply: Reply, source: Source) -> View:
     """A reply, decoded."""

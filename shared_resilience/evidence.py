@@ -19,9 +19,9 @@ from shared_resilience.circuit import Circuit
 from shared_resilience.circuit_commands import View, view_of
 from shared_resilience.commands import Argument, Arguments, Command, Operation, State, Step
 from shared_resilience.heartbeat import Resource
+from shared_resilience.integers import MILLION
 from shared_resilience.overrides import Overrides
 
-MILLIONTHS = 1_000_000
 LIVE_FOR_MS = 5000
 SYNCS_PER_SECOND = 2000
 """What one resource may cost Redis, however large the fleet."""
@@ -61,7 +61,7 @@ EVIDENCE: Operation[View] = Operation("evidence", report, view_of)
 
 def draw() -> int:
     """A random number for the jitter of an open time: scripts draw none, so that their twins agree."""
-    return random.randint(0, MILLIONTHS)
+    return random.randint(0, MILLION)
 
 
 class Tally:

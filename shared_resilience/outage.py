@@ -6,7 +6,7 @@ import math
 
 from shared_resilience.backends.process import Process
 from shared_resilience.circuit_commands import View
-from shared_resilience.evidence import MILLIONTHS
+from shared_resilience.integers import MILLION
 
 
 class Outage:
@@ -48,4 +48,4 @@ class Outage:
 
 
 def _us(seconds: float) -> int:
-    return round(seconds * MILLIONTHS)
+    return round(seconds * MILLION)

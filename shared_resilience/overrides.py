@@ -76,6 +76,12 @@ class Overrides:
             return None
         return None if number is None else int(number)
 
+    def breaker(self, field: str) -> float | None:
+        """The number that overrides `field` of the circuit breaker."""
+        number = NUMBERS[field]
+        read = self.count if number.finer == 1 else self.number
+        return read(BREAKER + field, number.low, number.high)
+
     def rate(self, field: str) -> tuple[int | None, int | None]:
         """The rate that overrides `field`, as millionths per period."""
         rate = self.number(field, SMALLEST_RATE, LARGEST_RATE)

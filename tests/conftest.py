@@ -17,6 +17,7 @@ from proxies import Proxy
 from redis import asyncio as async_redis
 from servers import WHERE_FROM, Server, binary_of
 
+from shared_resilience import Event
 from shared_resilience.backends import Backends, resp
 from shared_resilience.backends.fallback import AsyncFallbackBackend, FallbackBackend
 from shared_resilience.backends.process import Process
@@ -188,3 +189,63 @@ def api(form: str, place: str, stores: Callable[[str], Lane], prefix: str) -> It
     api = Api(form, runtime, clock)
     yield api
     api.close()
+
+
+@pytest.fixture
+def events(api: Api) -> list[Event]:
+    heard: list[Event] = []
+    api.runtime.process.events.add([heard.append])
+    return heard
+
+
+@pytest.fixture
+def redis_is_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Makes Redis be away, without a probe."""
+    guard = api.runtime.process.guard
+    monkeypatch.setattr(guard, "launch", lambda start: None)
+
+    def lose() -> None:
+        guard.usable = False
+
+    yield lose
+    guard.usable = True
+
+
+@pytest.fixture
+def other(place: str, stores: Callable[[str], Lane], prefix: str, api: Api) -> Iterator[ResilienceService]:
+    """Another worker of the same fleet."""
+    if place == "local":
+        pytest.skip("without Redis there is no fleet")
+    service = ResilienceService._of(runtime_on(stores(place), prefix, api.clock))
+    yield service
+    service.close()
+
+
+class Operator:
+    """Somebody with redis-cli; without Redis, the service itself, whose checks are the same for what it lets pass."""
+
+    def __init__(self, api: Api, place: str, stores: Callable[[str], Lane], prefix: str) -> None:
+        self._key = f"{prefix}:{{search}}:overrides"
+        self._client = None if place == "local" else stores(place).client
+        self._local = api.runtime.process.local
+        self._local_key = "sr:{search}:overrides"
+        self._fields: dict[str, str] = {}
+
+    def set(self, field: str, value: str) -> None:
+        if self._client:
+            self._client.hset(self._key, field, value)
+            return
+        self._fields[field] = value
+        self._local.put(self._local_key, dict(self._fields))
+
+    def delete(self, field: str) -> None:
+        if self._client:
+            self._client.hdel(self._key, field)
+            return
+        del self._fields[field]
+        self._local.put(self._local_key, dict(self._fields) or None)
+
+
+@pytest.fixture
+def operator(api: Api, place: str, stores: Callable[[str], Lane], prefix: str) -> Operator:
+    return Operator(api, place, stores, prefix)

@@ -173,3 +173,11 @@ def test_overrides_of_window_and_places_say_what_is_old_and_who_may_ask(api: Api
 
     assert old == 21
     assert counting.of(lambda: [breaker.refusal() for _ in range(50)]) == 0
+
+
+def test_an_override_of_the_places_that_is_no_count_is_ignored_as_scripts_ignore_it(api: Api) -> None:
+    breaker = Breaker(api, CircuitBreakerConfig(jitter=0, half_open_max_calls=1)).half_open()
+    breaker.breaker._core.resource.overrides = {"breaker.half_open_max_calls": "2.5"}
+    enter(api, breaker)
+
+    assert Counting(api).of(lambda: [breaker.refusal() for _ in range(50)]) == 0

@@ -22,13 +22,6 @@ from shared_resilience import (
 )
 
 
-@pytest.fixture
-def events(api: Api) -> list[Event]:
-    heard: list[Event] = []
-    api.runtime.process.events.add([heard.append])
-    return heard
-
-
 def test_a_closed_circuit_returns_what_the_function_returns_and_raises_what_it_raises(api: Api) -> None:
     breaker = Breaker(api)
     error = breaker.dependency.error = DownError("it was me")

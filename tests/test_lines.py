@@ -14,6 +14,7 @@ from conftest import Lane, runtime_on
 from servers import poll
 
 from shared_resilience import RateLimitExceeded, ResilienceService, TokenBucket
+from shared_resilience.lines import Lines
 from shared_resilience.runtime import CheckedOptions, local_runtime
 from shared_resilience.testing import ManualClock
 
@@ -255,3 +256,39 @@ def test_who_runs_out_of_patience_does_not_overtake_those_before(queue: Queue) -
 
     with pytest.raises(RateLimitExceeded):
         impatient.result(PATIENCE)
+
+
+class Bell:
+    """A ticket that notes when it is woken."""
+
+    def __init__(self, woken: list[Bell]) -> None:
+        self._woken = woken
+
+    async def wait(self, seconds: float) -> bool:
+        raise AssertionError("nobody waits by it")
+
+    def wake(self) -> None:
+        self._woken.append(self)
+
+
+def test_a_line_is_served_in_order_and_wakes_who_has_become_the_first() -> None:
+    woken: list[Bell] = []
+    lines, first, second, third = Lines(), Bell(woken), Bell(woken), Bell(woken)
+
+    assert [lines.join("k", bell) for bell in (first, second, third)] == [True, False, False]
+    assert lines.join("other", Bell(woken))
+    lines.leave("k", second)
+    assert woken == []
+    lines.leave("k", first)
+    assert woken == [third]
+    lines.leave("k", third)
+    assert woken == [third]
+    assert lines.join("k", second)
+
+
+def test_a_line_without_waiters_takes_no_room() -> None:
+    lines, bell = Lines(), Bell([])
+    lines.join("k", bell)
+    lines.leave("k", bell)
+
+    assert not lines._lines

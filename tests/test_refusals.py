@@ -1,4 +1,4 @@
-"""What a process remembers of refusals, and in which order its callers wait."""
+"""What a process remembers of refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from shared_resilience import Decision, refusals
 from shared_resilience.limit_commands import Answer
-from shared_resilience.lines import Lines
 from shared_resilience.refusals import Refusals
 
 
@@ -114,39 +113,3 @@ def test_an_answer_of_this_process_has_a_decision_and_nothing_else() -> None:
     answer = Answer(refused(0.5))
 
     assert (answer.decision, answer.decided_us, answer.ignored) == (refused(0.5), 0, "")
-
-
-class Bell:
-    """A ticket that notes when it is woken."""
-
-    def __init__(self, woken: list[Bell]) -> None:
-        self._woken = woken
-
-    async def wait(self, seconds: float) -> bool:
-        raise NotImplementedError
-
-    def wake(self) -> None:
-        self._woken.append(self)
-
-
-def test_a_line_is_served_in_order_and_wakes_who_has_become_the_first() -> None:
-    woken: list[Bell] = []
-    lines, first, second, third = Lines(), Bell(woken), Bell(woken), Bell(woken)
-
-    assert [lines.join("k", bell) for bell in (first, second, third)] == [True, False, False]
-    assert lines.join("other", Bell(woken))
-    lines.leave("k", second)
-    assert woken == []
-    lines.leave("k", first)
-    assert woken == [third]
-    lines.leave("k", third)
-    assert woken == [third]
-    assert lines.join("k", second)
-
-
-def test_a_line_without_waiters_takes_no_room() -> None:
-    lines, bell = Lines(), Bell([])
-    lines.join("k", bell)
-    lines.leave("k", bell)
-
-    assert not lines._lines
