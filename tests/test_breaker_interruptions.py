@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from circuits import DownError, Two
 from conftest import Lane, runtime_on
+from servers import PATIENT
 
 from shared_resilience import CircuitBreakerConfig, Event, ResilienceService, StoreConfigurationError, TokenBucket
 from shared_resilience.backends import step
@@ -209,6 +210,51 @@ def test_a_reporter_that_is_cancelled_does_not_end_its_report(store: Lane, prefi
     asyncio.run(main())
 
     assert fleet.seen("failures") == 1
+
+
+def test_a_caller_that_is_cancelled_while_it_settles_a_probe_has_settled_it(store: Lane, prefix: str) -> None:
+    fleet = Suspending(store, prefix, CircuitBreakerConfig(1, jitter=0))
+
+    async def main() -> None:
+        await fail(fleet.breaker)
+        fleet.clock.advance(60)
+        probe = fleet.breaker.guard()
+        await probe.__aenter__()
+        await fleet.cancelled(probe.__aexit__(None, None, None))
+        view = fleet.breaker._core.evidence.view
+        await fleet.service.close()
+        assert view is not None
+        assert (view.successes, view.leases) == (1, 0)
+
+    asyncio.run(main())
+
+    assert (fleet.seen("successes"), fleet.seen("probes")) == (1, 0)
+
+
+def test_a_caller_that_is_cancelled_while_it_waits_for_the_report_of_another_is_told_of_later(
+    store: Lane, prefix: str
+) -> None:
+    fleet = Suspending(store, prefix)
+
+    async def main() -> None:
+        await fleet.breaker.call(up)
+        gate = Gate(fleet.backend)
+        first = asyncio.ensure_future(fail(fleet.breaker))
+        await gate.asked.wait()
+        second = asyncio.ensure_future(fail(fleet.breaker))
+        await asyncio.sleep(0)
+        assert list(map(len, fleet.breaker._core.evidence._waiting.values())) == [1]
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        gate.opened.set()
+        await first
+        await fleet.service.close()
+
+    asyncio.run(asyncio.wait_for(main(), PATIENT))
+
+    assert fleet.seen("failures") == 2
+    assert fleet.breaker._core.evidence._waiting == {}
 
 
 def test_a_reply_that_came_too_late_tells_listeners_nothing_of_the_past() -> None:
