@@ -336,6 +336,26 @@ def test_a_mode_that_is_set_by_hand_holds_for_ever_once_it_was_read(store: Lane)
     assert history.ttls[history.keys[1]] == 0
 
 
+def test_a_look_at_a_circuit_does_not_prolong_its_life_and_a_probe_that_is_given_back_does(store: Lane) -> None:
+    config = CircuitBreakerConfig(1, timeout_seconds=1, jitter=0)
+    history = History(store, "defaults", 0)
+    history.then(0, history.told(config, 0, 0, 0)).then(0, history.told(config, 1, 1, 0))
+    history.then(1_000_000, Command(PROBE, history.keys[:2], (*config.arguments(), "t")))
+    look = history.told(config, 0, 0, 0)
+    given_back = Command(SETTLE, history.keys[:2], (*config.arguments(), "w", "t", 0, "cancelled", 0))
+    history.times[:] = [*history.asked, history.now, history.now]
+    for command in history.commands:
+        step(history.redis.execute(command))
+    left = []
+    for command in (look, given_back):
+        history.client.pexpire(history.keys[1], 1_000_000)
+        step(history.redis.execute(command))
+        left.append(history.client.pttl(history.keys[1]))
+
+    assert left[0] <= 1_000_000
+    assert left[1] > 86_000_000
+
+
 @pytest.mark.parametrize("generation", ["-1", str(2**53 - 1), str(2**53), "99999999999999999"])
 def test_a_generation_that_no_worker_could_tell_is_as_none(store: Lane, generation: str) -> None:
     history = History(store, "defaults", 0)
