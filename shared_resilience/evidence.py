@@ -18,11 +18,11 @@ from shared_resilience.backends.process import Process
 from shared_resilience.circuit import Circuit
 from shared_resilience.circuit_commands import View, view_of
 from shared_resilience.commands import Argument, Arguments, Command, Operation, State, Step
-from shared_resilience.heartbeat import Resource
+from shared_resilience.heartbeat import LIVE_AT_LEAST, Resource
 from shared_resilience.integers import MILLION
 from shared_resilience.overrides import Overrides
 
-LIVE_FOR_MS = 5000
+LIVE_FOR_MS = int(LIVE_AT_LEAST * 1000)
 SYNCS_PER_SECOND = 2000
 """What one resource may cost Redis, however large the fleet."""
 
