@@ -247,7 +247,7 @@ class Breaker(Component):
             tally = None
         if tally is None and (closed or self.config.shadow):
             tally = Tally(view.generation, self._plain, self.monotonic(), field)
-        evidence.tally = tally if closed or self.config.shadow else None
+        evidence.tally = tally
 
     def _come_back(self, view: View, now: float) -> None:
         """Redis is back: a circuit that opened meanwhile stays open until its time, and what was seen is owed."""

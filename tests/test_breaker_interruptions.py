@@ -70,6 +70,10 @@ async def down() -> None:
     raise DownError
 
 
+def blocking_down() -> None:
+    raise DownError
+
+
 async def fail(breaker: Any, times: int = 1) -> None:
     for _ in range(times):
         with pytest.raises(DownError):
@@ -142,11 +146,8 @@ def test_an_error_of_the_store_after_a_call_does_not_replace_what_the_call_has_s
 
     service._runtime.backends.blocking.run = broken  # type: ignore[method-assign]
 
-    def fails() -> None:
-        raise DownError
-
     with pytest.raises(DownError):
-        breaker.call(fails)
+        breaker.call(blocking_down)
     assert [(event.name, event.resource, event.details["error"]) for event in heard] == [
         ("breaker.untold", "payments", str(error))
     ]
@@ -338,3 +339,41 @@ def test_a_type_error_of_the_function_is_a_failure_like_any_other() -> None:
     asyncio.run(main())
 
     assert breaker.state == "open"
+
+
+def test_a_type_error_of_a_plain_function_that_returns_nothing_is_a_failure_too() -> None:
+    breaker = ResilienceService.local().aio.get_or_create_circuit_breaker("payments", CircuitBreakerConfig(1))
+
+    def wrong() -> Awaitable[None]:
+        raise TypeError("mine")
+
+    async def main() -> None:
+        with pytest.raises(TypeError, match="mine"):
+            await breaker.call(wrong)
+
+    asyncio.run(main())
+
+    assert breaker.state == "open"
+
+
+@pytest.mark.parametrize("of_asyncio", [False, True])
+def test_a_function_of_the_wrong_form_gives_its_probe_back(of_asyncio: bool) -> None:
+    clock = ManualClock()
+    service = ResilienceService.local(clock)
+    breaker: Any = service.get_or_create_circuit_breaker("payments", CircuitBreakerConfig(1, jitter=0))
+    suspending: Any = service.aio.get_or_create_circuit_breaker("payments")
+
+    def call(function: Any) -> None:
+        if of_asyncio:
+            asyncio.run(suspending.call(function))
+        else:
+            breaker.call(function)
+
+    with pytest.raises(DownError):
+        call(down if of_asyncio else blocking_down)
+    clock.advance(60)
+    with pytest.raises(TypeError):
+        call((lambda: 1) if of_asyncio else up)
+
+    stats = breaker.get_stats()
+    assert (stats["state"], stats["probes"]) == ("half_open", 0)

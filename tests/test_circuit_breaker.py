@@ -496,3 +496,29 @@ def test_statistics_hold_the_circuit_the_counters_and_the_numbers(api: Api) -> N
     assert stats["config"]["failure_threshold"] == 5
     assert comprehensive["circuit_breakers"]["payments"]["calls"] == 4
     assert repr(breaker.breaker).endswith("CircuitBreaker('payments', closed)")
+
+
+def test_slow_calls_between_two_syncs_add_up(api: Api) -> None:
+    breaker = Breaker(api, CircuitBreakerConfig(slow_call_seconds=0.01, slow_call_rate=1, minimum_calls=100))
+    breaker.dependency.seconds = 0.02
+    breaker.succeed(3)
+
+    assert breaker.stats()["slow_calls"] == 3
+
+
+def test_statistics_tell_the_last_half_second_of_an_open_time(api: Api) -> None:
+    breaker = Breaker(api)
+    breaker.fail(5)
+    api.clock.advance(59.5)
+
+    assert breaker.stats()["retry_after"] == pytest.approx(0.5)
+
+
+def test_who_is_refused_after_the_open_time_is_told_to_come_back_at_once(api: Api) -> None:
+    breaker = Breaker(api)
+    breaker.fail(5)
+    api.clock.advance(100)
+
+    with pytest.raises(CircuitBreakerOpenError) as refused:
+        breaker.breaker._core.refuse()  # as by a caller that another has overtaken
+    assert refused.value.retry_after == 0.0
