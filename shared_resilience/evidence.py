@@ -69,7 +69,7 @@ class Tally:
 
     __slots__ = ("calls", "failures", "field", "generation", "plain", "since", "slow", "touched")
 
-    def __init__(self, generation: int, plain: bool, now: float, field: str = "calls") -> None:
+    def __init__(self, generation: int, plain: bool, now: float, field: str) -> None:
         self.generation = generation
         self.plain = plain
         """Whether a call that returns is one call more and nothing else."""

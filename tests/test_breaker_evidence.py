@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from shared_resilience import ResilienceService
+from shared_resilience import CircuitBreakerConfig, ResilienceService
 from shared_resilience.backends import step
 from shared_resilience.breaker import Breaker
 from shared_resilience.circuit_commands import View
-from shared_resilience.evidence import of_the_window
+from shared_resilience.commands import Argument
+from shared_resilience.evidence import of_the_window, report
 
 OPEN = View(0, 0, "open", "", 7, 12.5, 3.25, 9, 8, 2, ("w1", "w2"), 3, 40.0, 0, 0, "", "redis")
 
@@ -69,6 +70,29 @@ def test_only_what_the_present_closed_circuit_would_count_is_owed(core: Breaker)
     assert nothing == (0, 0, 0)
     assert evidence._owed == (5, 4, 3)
     assert evidence.due == float("-inf")
+
+
+def test_what_is_owed_to_a_circuit_is_owed_to_no_later_one(core: Breaker) -> None:
+    evidence, view = core.evidence, core.evidence.view
+    assert view is not None
+    evidence.owe((4, 0, 0), view)
+    untold = evidence.has_untold()
+    evidence._take_in(2, view, 0.0)
+    still = evidence._owed, evidence.due
+    evidence._take_in(3, view._replace(generation=view.generation + 1), 0.0)
+
+    assert untold
+    assert still == ((4, 0, 0), 0.0)
+    assert evidence._owed == (0, 0, 0)
+    assert evidence.due == pytest.approx(0.1)
+    assert not evidence.has_untold()
+
+
+def test_who_is_alive_already_lives_no_longer_for_telling_of_itself() -> None:
+    told: tuple[Argument, ...] = (*CircuitBreakerConfig(min_workers=2).arguments(), "w", 0, 0, 0, 0, 0)
+    first = report((None, None, None), 10**15, *told)
+
+    assert [first.ttls[2], report(first.states, 10**15 + 1, *told).ttls[2]] == [5000, None]
 
 
 def test_what_was_seen_before_the_window_counts_as_a_share_and_what_lies_in_it_in_full() -> None:

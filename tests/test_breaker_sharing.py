@@ -86,6 +86,19 @@ def test_a_reset_by_one_process_is_heard_by_another_within_a_second(store: Lane,
     assert two.passes(1)
 
 
+def test_what_was_seen_before_a_reset_is_told_of_no_later_circuit(store: Lane, prefix: str) -> None:
+    two = Two(store, prefix)
+    assert all(two.passes(0) for _ in range(20))
+    two.fail(0, 3)  # which wait for the next sync
+    two.breakers[1].reset()
+    for _ in range(3):
+        two.clock.advance(0.2)
+        assert two.passes(0)
+    stats = two.breakers[1].get_stats()
+
+    assert (stats["failures"], int(str(stats["calls"])) <= 3) == (0, True)
+
+
 def test_a_mode_that_is_set_with_redis_cli_is_heard(store: Lane, prefix: str) -> None:
     two = Two(store, prefix)
     before = two.passes(0)
