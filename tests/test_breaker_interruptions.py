@@ -134,7 +134,9 @@ def test_evidence_that_a_cancelled_caller_was_telling_is_not_lost(store: Lane, p
 
 
 @pytest.mark.parametrize("error", [StoreConfigurationError("no"), RuntimeError("odd")])
-def test_an_error_of_the_store_after_a_call_does_not_replace_what_the_call_has_shown(error: Exception) -> None:
+def test_an_error_of_the_store_after_a_call_does_not_replace_what_the_call_has_shown(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     service = ResilienceService.local()
     breaker = service.get_or_create_circuit_breaker("payments")
     heard: list[Event] = []
@@ -151,6 +153,10 @@ def test_an_error_of_the_store_after_a_call_does_not_replace_what_the_call_has_s
     assert [(event.name, event.resource, event.details["error"]) for event in heard] == [
         ("breaker.untold", "payments", str(error))
     ]
+    (logged,) = caplog.records
+    assert logged.getMessage() == f"the circuit 'payments' could not be told: {error}"
+    assert logged.exc_info
+    assert logged.exc_info[1] is error
 
 
 def test_who_waits_for_a_report_in_vain_sends_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,8 +127,8 @@ def test_an_override_that_is_no_number_is_announced_once(store: Lane, prefix: st
 def test_modes_are_announced_to_all_and_quiet_changes_to_nobody(store: Lane, prefix: str) -> None:
     two = Two(store, prefix)
     assert two.passes(1)
-    for act in (two.breakers[0].reset, two.breakers[0].force_closed, two.breakers[0].reset, two.breakers[0].force_open):
-        act()
+    for act in ("reset", "force_closed", "reset", "reset", "force_open"):
+        getattr(two.breakers[0], act)()
         two.clock.advance(1)
         two.passes(1)
     late = Two(store, prefix)
@@ -141,7 +141,7 @@ def test_modes_are_announced_to_all_and_quiet_changes_to_nobody(store: Lane, pre
         ("breaker.closed", None, True),
         ("breaker.opened", "forced_open", True),
     ]
-    assert [event.details["observed"] for event in two.events[0]] == [False] * 4
+    assert [event.details["observed"] for event in two.events[0]] == [False] * 5
     assert [event.name for event in late.events[0]] == ["breaker.opened"]
 
 
