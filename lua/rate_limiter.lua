@@ -8,6 +8,7 @@
 -- ARGV[1]  cost, >= 1
 -- ARGV[2]  share: into how many equal parts the limits are divided, >= 1; 1 unless Redis is away
 -- ARGV[3]  longest delay in microseconds that the caller would wait after entering a leaky bucket, -1: any
+-- ARGV[4]  millionths of each limit that are held back for more important calls, >= 0
 -- ARGV     then kind, label and three numbers for each limit (see lib/limits.lua)
 -- ARGV[#]  now_us, "" for the server's clock
 --

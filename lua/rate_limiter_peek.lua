@@ -8,7 +8,8 @@
 --- @include "token_bucket"
 
 local max_delay = argument("longest delay", ARGV[3], -1)
-local call = read_call(4, false)
+local call = read_call(false)
+call.held_back = argument("held back", ARGV[4], 0)
 if problem then
   return problem
 end

@@ -18,7 +18,7 @@
 --- @include "token_bucket"
 
 local since = argument("since", ARGV[4], 0)
-local call = read_call(5, false)
+local call = read_call(false)
 if problem then
   return problem
 end

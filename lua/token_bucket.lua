@@ -8,9 +8,9 @@
 -- First what is asked by far most often: one bucket, nothing overridden, enough tokens. To define and run what decides
 -- everything, below, would take half as long again; it decides afresh if this does not, since nothing is written then.
 do
-  local cost, size, refill, per = tonumber(ARGV[1]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-  local usual = #KEYS == 2 and ARGV[2] == "1" and ARGV[3] == "-1" and ARGV[4] == "token_bucket"
-    and cost and size and refill and per and math.min(cost, size, refill, per) >= 1
+  local cost, size, refill, per = tonumber(ARGV[1]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+  local usual = #KEYS == 2 and ARGV[2] == "1" and ARGV[3] == "-1" and ARGV[4] == "0"
+    and ARGV[5] == "token_bucket" and cost and size and refill and per and math.min(cost, size, refill, per) >= 1
     and math.max(cost, size, refill, per) <= LARGEST and cost % 1 + size % 1 + refill % 1 + per % 1 == 0
   if usual and #redis.call("HGETALL", KEYS[1]) == 0 then
     local key, now, capacity, need = KEYS[2], read_clock(ARGV[#ARGV]), size * MILLION, cost * MILLION

@@ -15,7 +15,7 @@
 --- @include "limits"
 
 local most, back = argument("most", ARGV[3], 1), argument("back", ARGV[4], 0)
-local call = read_call(5, true)
+local call = read_call(true)
 if problem then
   return problem
 end

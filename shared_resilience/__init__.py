@@ -13,6 +13,7 @@ from shared_resilience.errors import (
 )
 from shared_resilience.events import Event
 from shared_resilience.leaky_bucket import LeakyBucket
+from shared_resilience.priority import PriorityLevel
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.service import AsyncResilienceService, ResilienceService
 from shared_resilience.sliding_window import SlidingWindow
@@ -31,6 +32,7 @@ __all__ = [
     "Decision",
     "Event",
     "LeakyBucket",
+    "PriorityLevel",
     "RateLimitExceeded",
     "RateLimiter",
     "ResilienceError",

@@ -71,17 +71,28 @@ class LimitCommands:
         self._peek = Operation("rate_limiter_peek", limits.peek, decode, _share, ALLOWED, DENIED)
         self._give_or_take = Operation("rate_limiter_settle", limits.settle, decode, _share, ALLOWED, DENIED)
 
-    def take(self, keys: Keys, cost: int, max_delay: int = ANY_DELAY, told: Arguments | None = None) -> Command[Answer]:
-        """Takes `cost` if a leaky bucket, should there be one, makes the caller wait no longer than `max_delay` µs."""
-        return Command(self._take, keys, (cost, 1, max_delay if self.may_delay else ANY_DELAY, *(told or self.told)))
+    def take(
+        self, keys: Keys, cost: int, max_delay: int = ANY_DELAY, held_back: int = 0, told: Arguments | None = None
+    ) -> Command[Answer]:
+        """Takes `cost` if `held_back` millionths of each limit remain.
+
+        And if a leaky bucket, should there be one, makes the caller wait no longer than `max_delay` µs.
+        """
+        return Command(self._take, keys, self.asked(cost, max_delay, held_back, told))
+
+    def asked(
+        self, cost: int, max_delay: int = ANY_DELAY, held_back: int = 0, told: Arguments | None = None
+    ) -> Arguments:
+        """The arguments of a script that takes."""
+        return cost, 1, max_delay if self.may_delay else ANY_DELAY, held_back, *(told or self.told)
 
     def lease(self, keys: Keys, cost: int, most: int, back: int, told: Arguments | None = None) -> Command[Answer]:
         """Gives `back`, then takes `cost` at least and `most` at most. For token buckets alone."""
         return Command(self._lease, keys, (cost, 1, most, back, *(told or self.told)))
 
-    def peek(self, keys: Keys, cost: int, told: Arguments | None = None) -> Command[Answer]:
+    def peek(self, keys: Keys, cost: int, held_back: int = 0, told: Arguments | None = None) -> Command[Answer]:
         """What taking `cost` would answer."""
-        return Command(self._peek, keys, (cost, 1, ANY_DELAY, *(told or self.told)))
+        return Command(self._peek, keys, self.asked(cost, ANY_DELAY, held_back, told))
 
     def give(self, keys: Keys, cost: int, since_us: int = 0, told: Arguments | None = None) -> Command[Answer]:
         """Gives back `cost`, taken at `since_us` (0: unknown)."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from shared_resilience import priority as priorities
 from shared_resilience import validation
 from shared_resilience.backends import Backend, OnOutage
 from shared_resilience.backends.process import Component, Process
@@ -17,34 +17,12 @@ from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.limiter_keys import Key, LimiterKeys, Texts
 from shared_resilience.lines import Lines
 from shared_resilience.overrides import fastest, told_in_force
+from shared_resilience.priority import PriorityLevel, priority_of
 from shared_resilience.refusals import Refusals
 from shared_resilience.sent_commands import SentCommands
 
 REMEMBERED = -1
 """When an answer was decided that a process gives itself, out of its memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """What a reservation has taken: for which keys, how much, when, and by whose decision. Nothing if not `taken`."""
-
-    core: Limiter
-    texts: Texts
-    cost: int
-    answer: Answer
-    taken: bool
-
-    async def settle(self, backend: Backend, actual: int) -> None:
-        """Takes or gives back the difference to `actual`; only where the reservation was made is something given."""
-        if not self.taken or actual == self.cost:
-            return
-        core, keys, told = self.core, self.core.keys.of(self.texts), self.core.told()
-        if actual > self.cost:
-            await core.run(backend, core.commands.charge(keys, actual - self.cost, told))
-        elif backend.source() == self.answer.decision.source:
-            since_us = self.answer.decided_us
-            await core.run(backend, core.commands.give(keys, self.cost - actual, since_us, told))
-            core.refusals.forget(self.texts)
 
 
 class Limiter(Component):
@@ -64,6 +42,7 @@ class Limiter(Component):
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
         self._sent = SentCommands()
+        self._held_back = priorities.held_back(config.reserved)
         self.leases = self._no_leases()
         self._monotonic = process.clock.monotonic
         for limit in config.limits:
@@ -102,27 +81,45 @@ class Limiter(Component):
             self.resource.count("limit.allowed")
         return decision
 
-    async def try_acquire(self, backend: Backend, key: Key, cost: int, max_delay: float = math.inf) -> Decision:
+    async def try_acquire(
+        self, backend: Backend, key: Key, cost: int, priority: PriorityLevel, max_delay: float = math.inf
+    ) -> Decision:
         texts = self.keys.texts(key)
-        return self._note((await self._decide(backend, texts, cost, max_delay)).decision, texts)
+        answer = await self._decide(backend, texts, cost, max_delay, self.held_back(priority))
+        return self._note(answer.decision, texts)
 
-    async def acquire(self, backend: Backend, key: Key, cost: int, timeout: float) -> Decision:
+    async def acquire(self, backend: Backend, key: Key, cost: int, timeout: float, priority: PriorityLevel) -> Decision:
         texts = self.keys.texts(key)
-        return (await self._acquire(backend, texts, cost, timeout)).decision
+        return (await self.obtain(backend, texts, cost, timeout, self.held_back(priority))).decision
 
-    async def reserve(self, backend: Backend, key: Key, cost: int, timeout: float) -> Reserved:
-        texts = self.keys.texts(key)
-        answer = await self._acquire(backend, texts, cost, validation.timeout("timeout", timeout))
-        decision = answer.decision
-        charged = decision.source == "redis" or self.config.on_outage == "local"
-        return Reserved(self, texts, cost, answer, charged and decision.limited_by is None)
+    async def obtain(self, backend: Backend, texts: Texts, cost: int, timeout: float, held_back: int) -> Answer:
+        """The answer that lets `cost` pass, waited for. Raises `RateLimitExceeded`."""
+        end = backend.monotonic() + timeout
+        if timeout <= 0:
+            return await self._wait_for_room(backend, texts, cost, end, held_back)
+        ticket = backend.ticket()
+        place = (backend.party(), texts, held_back)
+        first = self._lines.join(place, ticket)
+        try:
+            if not first and not await ticket.wait(end - backend.monotonic()):
+                raise self._exceeded(texts, self._out_of_patience(backend))
+            answer = await self._wait_for_room(backend, texts, cost, end, held_back)
+        finally:
+            self._lines.leave(place, ticket)
+        if answer.decision.delay > 0:
+            await backend.sleep(answer.decision.delay)
+        return answer
 
-    async def peek(self, backend: Backend, key: Key, cost: int) -> Decision:
-        texts = self.keys.texts(key)
+    def held_back(self, priority: PriorityLevel) -> int:
+        """Millionths of each limit that calls of `priority` leave to more important ones."""
+        return self._held_back[priority_of(priority)]
+
+    async def peek(self, backend: Backend, key: Key, cost: int, priority: PriorityLevel) -> Decision:
+        texts, held_back = self.keys.texts(key), self.held_back(priority)
         self.check_cost(cost)
         if (paused := await self._paused(backend)) is not None:
             return self._in_shadow(paused)
-        answer = await self.run(backend, self.commands.peek(self.keys.of(texts), cost, self.told()))
+        answer = await self.run(backend, self.commands.peek(self.keys.of(texts), cost, held_back, self.told()))
         return self._in_shadow(answer.decision)
 
     async def refund(self, backend: Backend, key: Key, cost: int) -> None:
@@ -193,27 +190,10 @@ class Limiter(Component):
             "workers": self.resource.workers,
         }
 
-    async def _acquire(self, backend: Backend, texts: Texts, cost: int, timeout: float) -> Answer:
-        end = backend.monotonic() + timeout
-        if timeout <= 0:
-            return await self._wait_for_room(backend, texts, cost, end)
-        ticket = backend.ticket()
-        place = (backend.party(), texts)
-        first = self._lines.join(place, ticket)
-        try:
-            if not first and not await ticket.wait(end - backend.monotonic()):
-                raise self._exceeded(texts, self._out_of_patience(backend))
-            answer = await self._wait_for_room(backend, texts, cost, end)
-        finally:
-            self._lines.leave(place, ticket)
-        if answer.decision.delay > 0:
-            await backend.sleep(answer.decision.delay)
-        return answer
-
-    async def _wait_for_room(self, backend: Backend, texts: Texts, cost: int, end: float) -> Answer:
+    async def _wait_for_room(self, backend: Backend, texts: Texts, cost: int, end: float, held_back: int) -> Answer:
         while True:
             left = end - backend.monotonic()
-            answer = await self._decide(backend, texts, cost, max(0.0, left), exact=True)
+            answer = await self._decide(backend, texts, cost, max(0.0, left), held_back, exact=True)
             decision = answer.decision
             if decision.allowed:
                 self._note(decision, texts)
@@ -231,38 +211,40 @@ class Limiter(Component):
         """The refusal of who stood behind others for as long as it could: nobody has asked when its turn would come."""
         return Decision(False, self._most, 0, 0.0, 0.0, 0.0, self._labels[0], backend.source())
 
-    async def _decide(self, backend: Backend, texts: Texts, cost: int, max_delay: float, exact: bool = False) -> Answer:
+    async def _decide(
+        self, backend: Backend, texts: Texts, cost: int, max_delay: float, held_back: int, exact: bool = False
+    ) -> Answer:
         if not self.commands.may_delay:
             max_delay = math.inf  # nothing waits for its turn, so that all callers are alike
         if texts in self.refusals:
             self.check_cost(cost)
-            known = self.refusals.find(texts, cost, max_delay, self._monotonic(), exact)
+            known = self.refusals.find(texts, cost, max_delay, held_back, self._monotonic(), exact)
             if known is not None:
                 return Answer(known)
-        command = self._sent.get((texts, cost, max_delay))
+        command = self._sent.get((texts, cost, max_delay, held_back))
         if command is not None and type(cost) is int:
             answer = await backend.run(command, self.resource, self.config.on_outage)
         else:
-            answer = await self._decide_anew(backend, texts, cost, max_delay)
+            answer = await self._decide_anew(backend, texts, cost, max_delay, held_back)
         decision, _, ignored, _ = answer
         if ignored:
             self._note_ignored(ignored)
         if self.config.shadow:
             return answer._replace(decision=self._in_shadow(decision))
         if not decision.allowed and self.config.remember_refusals and answer.decided_us != REMEMBERED:
-            self.refusals.add(texts, cost, max_delay, decision, self._monotonic())
+            self.refusals.add(texts, cost, max_delay, held_back, decision, self._monotonic())
         return answer
 
-    async def _decide_anew(self, backend: Backend, texts: Texts, cost: int, max_delay: float) -> Answer:
+    async def _decide_anew(self, backend: Backend, texts: Texts, cost: int, max_delay: float, held_back: int) -> Answer:
         self.check_cost(cost)
         if (paused := await self._paused(backend)) is not None:
             return Answer(paused)
         if self.leases is not None and cost <= self.leases.tokens:
             return await self._ask_for_lease(self.leases, backend, texts, cost)
         max_delay_us = ANY_DELAY if max_delay == math.inf else int(max_delay * 1e6)
-        command = self.commands.take(self.keys.of(texts), cost, max_delay_us, self.told())
+        command = self.commands.take(self.keys.of(texts), cost, max_delay_us, held_back, self.told())
         if not self.config.partitioned and max_delay in (0, math.inf):
-            self._sent.keep((texts, cost, max_delay), command)
+            self._sent.keep((texts, cost, max_delay, held_back), command)
         return await backend.run(command, self.resource, self.config.on_outage)
 
     async def _ask_for_lease(self, leases: Leases[Texts], backend: Backend, texts: Texts, cost: int) -> Answer:
@@ -275,7 +257,7 @@ class Limiter(Component):
                 await ticket.wait(math.inf)
             await backend.keep_up(self.resource)
             asked_at = self._monotonic()
-            known = leases.serve(texts, cost, asked_at) or self.refusals.find(texts, cost, math.inf, asked_at)
+            known = leases.serve(texts, cost, asked_at) or self.refusals.find(texts, cost, math.inf, 0, asked_at)
             if known is not None:
                 return Answer(known, decided_us=REMEMBERED)
             wanted = leases.take_out(texts, cost, asked_at, backend.source(), self._rate())

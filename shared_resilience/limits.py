@@ -7,6 +7,7 @@ from typing import Protocol, cast
 
 from shared_resilience import token_bucket
 from shared_resilience.commands import Argument, State, Step
+from shared_resilience.integers import MILLION
 from shared_resilience.leaky_bucket import LeakyBucket, Queue
 from shared_resilience.overrides import PER_LIMIT, Overrides
 from shared_resilience.sliding_window import Log, SlidingWindow
@@ -52,6 +53,7 @@ class Call:
         self, states: Sequence[State], now: int, share: int, told: Sequence[Argument], may_write: bool
     ) -> None:
         self.now = now
+        self.held_back = 0
         self._states, self._may_write = states, may_write
         self.overrides = Overrides(states[0])
         self.limits: list[Checked] = []
@@ -61,13 +63,17 @@ class Call:
             self.limits.append(KINDS[str(kind)](stored, now, *in_force, share))
         self.paused = self.overrides.paused(now)
 
+    def _needed(self, limit: Checked, cost: int) -> int:
+        """Twin of `needed`."""
+        return max(cost, min(limit.size, cost - -limit.size * self.held_back // MILLION))
+
     def longest_wait(self, cost: int, max_delay: int) -> tuple[int, int, int]:
         """Twin of `longest_wait`."""
         if self.paused > 0:
             return 0, self.paused, 0
         keeper, longest, delay = 0, 0, 0
         for index, limit in enumerate(self.limits, start=1):
-            wait = limit.wait(cost)
+            wait = limit.wait(self._needed(limit, cost) if self.held_back else cost)
             if wait >= 0 and max_delay >= 0:
                 wait = max(wait, limit.delay - max_delay)
             if longest >= 0 and (wait < 0 or wait > longest):
@@ -88,9 +94,12 @@ class Call:
         return Step((overrides, *(limit.stored for limit in limits)), (ttl, *(limit.ttl for limit in limits)), reply)
 
 
-def take(states: Sequence[State], now: int, cost: int, share: int, max_delay: int, *told: Argument) -> Step:
+def take(
+    states: Sequence[State], now: int, cost: int, share: int, max_delay: int, held_back: int, *told: Argument
+) -> Step:
     """Twin of `rate_limiter.lua`, `sliding_window.lua` and `leaky_bucket.lua`."""
     call = Call(states, now, share, told, may_write=True)
+    call.held_back = held_back
     keeper, wait, delay = call.longest_wait(cost, max_delay)
     for limit in call.limits:
         if call.paused == 0 and (wait == 0 or limit.rebased):
@@ -98,9 +107,12 @@ def take(states: Sequence[State], now: int, cost: int, share: int, max_delay: in
     return call.step(keeper, wait, delay)
 
 
-def peek(states: Sequence[State], now: int, cost: int, share: int, max_delay: int, *told: Argument) -> Step:
+def peek(
+    states: Sequence[State], now: int, cost: int, share: int, max_delay: int, held_back: int, *told: Argument
+) -> Step:
     """Twin of `rate_limiter_peek.lua`."""
     call = Call(states, now, share, told, may_write=False)
+    call.held_back = held_back
     return call.step(*call.longest_wait(cost, max_delay))
 
 

@@ -12,7 +12,8 @@ from shared_resilience.decision import Decision
 from shared_resilience.functions import is_coroutine_function, mirrors
 from shared_resilience.limiter import Limiter
 from shared_resilience.limiter_keys import Key
-from shared_resilience.reservation import AsyncReservation, Reservation
+from shared_resilience.priority import PriorityLevel, priority_of
+from shared_resilience.reservation import AsyncReservation, Reservation, Reserved
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,16 +26,20 @@ def decorate(
     key: Key | Callable[..., Key],
     cost: int | Callable[..., int],
     timeout: float | None,
+    priority: PriorityLevel | Callable[..., PriorityLevel],
 ) -> Callable[P, T]:
     """`function`, with the limits of `core` before each call, in its own form."""
     patience = 0.0 if timeout is None else validation.timeout("timeout", timeout)
     if not callable(cost):
         core.check_cost(cost)
+    if not callable(priority):
+        priority_of(priority)
 
     def entry(backend: Backend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Decision]:
         its_key = key(*args, **kwargs) if callable(key) else key
         its_cost = cost(*args, **kwargs) if callable(cost) else cost
-        return core.acquire(backend, its_key, its_cost, patience)
+        its_priority = priority(*args, **kwargs) if callable(priority) else priority
+        return core.acquire(backend, its_key, its_cost, patience, its_priority)
 
     if is_coroutine_function(function):
         suspending = backends.suspending
@@ -60,7 +65,8 @@ class RateLimiter:
 
     Several limits are decided together, all or nothing. `key` separates users, tenants or addresses from each other:
     any text, "" by default, for all limits alike; or a mapping from a limit's label to its key. `cost` is an integer
-    from 1 to the smallest capacity. Both raise `ValueError` otherwise.
+    from 1 to the smallest capacity. Calls of a low `priority` leave to more important ones what is `reserved` for them.
+    All three raise `ValueError` otherwise.
 
     As a decorator it refuses at once, with `RateLimitExceeded`; `limit()` is the decorator with options. Both serve
     `def` and `async def`.
@@ -79,42 +85,46 @@ class RateLimiter:
         """The name of the resource."""
         return self._core.name
 
-    def try_acquire(self, key: Key = "", cost: int = 1) -> Decision:
+    def try_acquire(self, key: Key = "", cost: int = 1, priority: PriorityLevel = PriorityLevel.NORMAL) -> Decision:
         """Takes `cost` if there is room, and answers at once with a `Decision`, which is true when allowed.
 
         With a leaky bucket the caller must wait `decision.delay` seconds before it goes on. A refusal is remembered for
         at most a second (until `retry_after`, if that is sooner), so that asking again in vain costs no trip to Redis.
         """
-        return self._core.at_once(key, cost) or step(self._core.try_acquire(self._backend, key, cost))
+        return self._core.at_once(key, cost) or step(self._core.try_acquire(self._backend, key, cost, priority))
 
-    def acquire(self, key: Key = "", cost: int = 1, timeout: float | None = None) -> Decision:
+    def acquire(
+        self, key: Key = "", cost: int = 1, timeout: float | None = None, priority: PriorityLevel = PriorityLevel.NORMAL
+    ) -> Decision:
         """Takes `cost`, waiting for room and for its turn for at most `timeout` seconds (None: as long as it takes).
 
         Within a process, whoever comes first for a key is served first. Raises `RateLimitExceeded` when it is clear
         that the timeout does not suffice: at once for the first in line, for others when their turn or the end comes.
         """
-        return step(self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout)))
+        return step(self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout), priority))
 
-    def allow(self, key: Key = "", cost: int = 1) -> bool:
+    def allow(self, key: Key = "", cost: int = 1, priority: PriorityLevel = PriorityLevel.NORMAL) -> bool:
         """Takes `cost` if the call may go on at once; whether it did."""
         if self._core.at_once(key, cost):
             return True
-        return step(self._core.try_acquire(self._backend, key, cost, max_delay=0.0)).allowed
+        return step(self._core.try_acquire(self._backend, key, cost, priority, max_delay=0.0)).allowed
 
-    def peek(self, key: Key = "", cost: int = 1) -> Decision:
+    def peek(self, key: Key = "", cost: int = 1, priority: PriorityLevel = PriorityLevel.NORMAL) -> Decision:
         """What `try_acquire` would answer now; takes nothing, and always asks."""
-        return step(self._core.peek(self._backend, key, cost))
+        return step(self._core.peek(self._backend, key, cost, priority))
 
     def refund(self, key: Key = "", cost: int = 1) -> None:
         """Gives back `cost` that was taken and not used; what would leave a limit more than unused is dropped."""
         step(self._core.refund(self._backend, key, cost))
 
-    def reserve(self, key: Key = "", cost: int = 1, timeout: float = 0.0) -> Reservation:
+    def reserve(
+        self, key: Key = "", cost: int = 1, timeout: float = 0.0, priority: PriorityLevel = PriorityLevel.NORMAL
+    ) -> Reservation:
         """Takes `cost` as an estimate, waiting for at most `timeout` seconds, to be settled when the cost is known.
 
         Raises `RateLimitExceeded` if there is no room in time.
         """
-        return Reservation(step(self._core.reserve(self._backend, key, cost, timeout)), self._backend)
+        return Reservation(step(Reserved.of(self._core, self._backend, key, cost, timeout, priority)), self._backend)
 
     def pause(self, seconds: float) -> None:
         """Stops the resource for the whole fleet for `seconds`, from 0 (go on) to the limiter's `max_pause`.
@@ -140,12 +150,14 @@ class RateLimiter:
         key: Key | Callable[..., Key] = "",
         cost: int | Callable[..., int] = 1,
         timeout: float | None = None,
+        priority: PriorityLevel | Callable[..., PriorityLevel] = PriorityLevel.NORMAL,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        """A decorator that takes `cost` for `key` before each call; either may be a function of the call's arguments.
+        """A decorator that takes `cost` for `key` before each call, with `priority`.
 
-        Waits for room for at most `timeout` seconds; None refuses at once. Raises `RateLimitExceeded`.
+        Each of the three may be a function of the call's arguments. Waits for room for at most `timeout` seconds; None
+        refuses at once. Raises `RateLimitExceeded`.
         """
-        return lambda function: decorate(self._core, self._backends, function, key, cost, timeout)
+        return lambda function: decorate(self._core, self._backends, function, key, cost, timeout, priority)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         return self.limit()(function)
@@ -165,25 +177,33 @@ class AsyncRateLimiter:
     def name(self) -> str:
         return self._core.name
 
-    async def try_acquire(self, key: Key = "", cost: int = 1) -> Decision:
-        return self._core.at_once(key, cost) or await self._core.try_acquire(self._backend, key, cost)
+    async def try_acquire(
+        self, key: Key = "", cost: int = 1, priority: PriorityLevel = PriorityLevel.NORMAL
+    ) -> Decision:
+        return self._core.at_once(key, cost) or await self._core.try_acquire(self._backend, key, cost, priority)
 
-    async def acquire(self, key: Key = "", cost: int = 1, timeout: float | None = None) -> Decision:
-        return await self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout))
+    async def acquire(
+        self, key: Key = "", cost: int = 1, timeout: float | None = None, priority: PriorityLevel = PriorityLevel.NORMAL
+    ) -> Decision:
+        return await self._core.acquire(self._backend, key, cost, validation.timeout("timeout", timeout), priority)
 
-    async def allow(self, key: Key = "", cost: int = 1) -> bool:
+    async def allow(self, key: Key = "", cost: int = 1, priority: PriorityLevel = PriorityLevel.NORMAL) -> bool:
         if self._core.at_once(key, cost):
             return True
-        return (await self._core.try_acquire(self._backend, key, cost, max_delay=0.0)).allowed
+        return (await self._core.try_acquire(self._backend, key, cost, priority, max_delay=0.0)).allowed
 
-    async def peek(self, key: Key = "", cost: int = 1) -> Decision:
-        return await self._core.peek(self._backend, key, cost)
+    async def peek(self, key: Key = "", cost: int = 1, priority: PriorityLevel = PriorityLevel.NORMAL) -> Decision:
+        return await self._core.peek(self._backend, key, cost, priority)
 
     async def refund(self, key: Key = "", cost: int = 1) -> None:
         await self._core.refund(self._backend, key, cost)
 
-    async def reserve(self, key: Key = "", cost: int = 1, timeout: float = 0.0) -> AsyncReservation:
-        return AsyncReservation(await self._core.reserve(self._backend, key, cost, timeout), self._backend)
+    async def reserve(
+        self, key: Key = "", cost: int = 1, timeout: float = 0.0, priority: PriorityLevel = PriorityLevel.NORMAL
+    ) -> AsyncReservation:
+        return AsyncReservation(
+            await Reserved.of(self._core, self._backend, key, cost, timeout, priority), self._backend
+        )
 
     async def pause(self, seconds: float) -> None:
         await self._core.pause(self._backend, seconds)
@@ -200,8 +220,9 @@ class AsyncRateLimiter:
         key: Key | Callable[..., Key] = "",
         cost: int | Callable[..., int] = 1,
         timeout: float | None = None,
+        priority: PriorityLevel | Callable[..., PriorityLevel] = PriorityLevel.NORMAL,
     ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-        return lambda function: decorate(self._core, self._backends, function, key, cost, timeout)
+        return lambda function: decorate(self._core, self._backends, function, key, cost, timeout, priority)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         return self.limit()(function)

@@ -16,6 +16,7 @@ class _Refusal(NamedTuple):
     decision: Decision
     cost: int
     max_delay: float
+    held_back: int
     at: float
     until: float
 
@@ -23,8 +24,9 @@ class _Refusal(NamedTuple):
 class Refusals:
     """The last refusal per key, for min(retry_after, 1 s): what others give back acts within a second.
 
-    It answers for the refused cost and for larger ones, and for callers that would wait no longer. At most `MOST_KEYS`
-    keys, the oldest out first. Every step is a single operation on the dict, so that threads need no lock.
+    It answers for the refused cost and for larger ones, for callers that would wait no longer, and for those that are
+    no more important, from whom as much is held back. At most `MOST_KEYS` keys, the oldest out first. Every step is a
+    single operation on the dict, so that threads need no lock.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,9 @@ class Refusals:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._by_key
 
-    def find(self, key: Hashable, cost: int, max_delay: float, now: float, exact: bool = False) -> Decision | None:
+    def find(
+        self, key: Hashable, cost: int, max_delay: float, held_back: int, now: float, exact: bool = False
+    ) -> Decision | None:
         """The refusal that still stands for `cost` at `now`, with the time that is left of it.
 
         The time of a smaller cost is when to ask again, not when the larger one passes; `exact` does without it.
@@ -44,9 +48,9 @@ class Refusals:
         if now >= refusal.until:
             self._by_key.pop(key, None)
             return None
-        if cost < refusal.cost or max_delay > refusal.max_delay:
+        if cost < refusal.cost or max_delay > refusal.max_delay or held_back < refusal.held_back:
             return None
-        if exact and (cost, max_delay) != (refusal.cost, refusal.max_delay):
+        if exact and (cost, max_delay, held_back) != refusal[1:4]:
             return None
         passed = now - refusal.at
         decision = refusal.decision
@@ -56,8 +60,9 @@ class Refusals:
             delay=max(0.0, decision.delay - passed),
         )
 
-    def add(self, key: Hashable, cost: int, max_delay: float, decision: Decision, now: float) -> None:
-        self._by_key[key] = _Refusal(decision, cost, max_delay, now, now + min(decision.retry_after, LONGEST))
+    def add(self, key: Hashable, cost: int, max_delay: float, held_back: int, decision: Decision, now: float) -> None:
+        until = now + min(decision.retry_after, LONGEST)
+        self._by_key[key] = _Refusal(decision, cost, max_delay, held_back, now, until)
         if len(self._by_key) > MOST_KEYS:
             self._by_key.popitem(last=False)
 

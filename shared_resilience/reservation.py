@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +11,44 @@ from shared_resilience import validation
 from shared_resilience.backends import Backend, step
 from shared_resilience.decision import Decision
 from shared_resilience.functions import mirrors
-from shared_resilience.limiter import Reserved
+from shared_resilience.limit_commands import Answer
+from shared_resilience.limiter import Limiter
+from shared_resilience.limiter_keys import Key, Texts
+from shared_resilience.priority import PriorityLevel
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What a reservation has taken: for which keys, how much, when, and by whose decision. Nothing if not `taken`."""
+
+    core: Limiter
+    texts: Texts
+    cost: int
+    answer: Answer
+    taken: bool
+
+    async def settle(self, backend: Backend, actual: int) -> None:
+        """Takes or gives back the difference to `actual`; only where the reservation was made is something given."""
+        if not self.taken or actual == self.cost:
+            return
+        core, keys, told = self.core, self.core.keys.of(self.texts), self.core.told()
+        if actual > self.cost:
+            await core.run(backend, core.commands.charge(keys, actual - self.cost, told))
+        elif backend.source() == self.answer.decision.source:
+            since_us = self.answer.decided_us
+            await core.run(backend, core.commands.give(keys, self.cost - actual, since_us, told))
+            core.refusals.forget(self.texts)
+
+    @classmethod
+    async def of(
+        cls, core: Limiter, backend: Backend, key: Key, cost: int, timeout: float, priority: PriorityLevel
+    ) -> Reserved:
+        """Takes `cost`, waiting for at most `timeout` seconds. Raises `RateLimitExceeded`."""
+        texts, held_back = core.keys.texts(key), core.held_back(priority)
+        answer = await core.obtain(backend, texts, cost, validation.timeout("timeout", timeout), held_back)
+        decision = answer.decision
+        charged = decision.source == "redis" or core.config.on_outage == "local"
+        return cls(core, texts, cost, answer, charged and decision.limited_by is None)
 
 
 class _Once:

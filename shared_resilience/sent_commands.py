@@ -11,8 +11,8 @@ MOST = 4096
 FLOOD = 16 * MOST
 """Commands that find no place before all places are made free."""
 
-Asked = tuple[tuple[str, ...], int, float]
-"""The keys, the cost and the longest delay."""
+Asked = tuple[tuple[str, ...], int, float, int]
+"""The keys, the cost, the longest delay, and what is held back."""
 
 
 class SentCommands(dict[Asked, Command[Answer]]):

@@ -14,6 +14,7 @@ from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreake
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.functions import mirrors
 from shared_resilience.limits import Limit
+from shared_resilience.priority import Reserved
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.runtime import CheckedOptions, Options, Runtime, local_runtime, own_runtime, users_runtime
 
@@ -84,6 +85,7 @@ class ResilienceService(_Service):
         max_pause: float | None = None,
         lease_tokens: int | None = None,
         lease_seconds: float | None = None,
+        reserved: Reserved | None = None,
     ) -> RateLimiter:
         """The rate limiter of the resource `name`; made by the first call, with the defaults of what is not given.
 
@@ -97,6 +99,9 @@ class ResilienceService(_Service):
         its memory for at most `lease_seconds` (0.5, from 0.001 to 60): no trip for most calls. In any t seconds the
         fleet then gets at most `capacity + refill_rate × (t + lease_seconds)`. From 1 to the smallest capacity.
 
+        `reserved` (nothing) keeps shares of each limit for more important calls: with `{PriorityLevel.CRITICAL: 0.2}` a
+        call of any lower priority passes only if it leaves a fifth of the limit. Not together with `lease_tokens`.
+
         Raises `ValueError` for a wrong value, and for a configuration other than that of the limiter that exists.
         """
         core = self._runtime.limiter(
@@ -109,6 +114,7 @@ class ResilienceService(_Service):
             max_pause=max_pause,
             lease_tokens=lease_tokens,
             lease_seconds=lease_seconds,
+            reserved=reserved,
         )
         return RateLimiter(core, self._runtime.backends)
 
@@ -166,6 +172,7 @@ class AsyncResilienceService(_Service):
         max_pause: float | None = None,
         lease_tokens: int | None = None,
         lease_seconds: float | None = None,
+        reserved: Reserved | None = None,
     ) -> AsyncRateLimiter:
         core = self._runtime.limiter(
             name,
@@ -177,6 +184,7 @@ class AsyncResilienceService(_Service):
             max_pause=max_pause,
             lease_tokens=lease_tokens,
             lease_seconds=lease_seconds,
+            reserved=reserved,
         )
         return AsyncRateLimiter(core, self._runtime.backends)
 

@@ -147,8 +147,8 @@ def take(states: Sequence[State], now: int, told: Any) -> Step | None:
     `told` are the arguments of the script. It spares the local store half of a decision's time, too.
     """
     overrides, stored = states
-    cost, share, _, _, _, size, refill, per = told
-    if overrides is not None or share != 1:
+    cost, share, _, held_back, _, _, size, refill, per = told
+    if overrides is not None or share != 1 or held_back != 0:
         return None
     capacity, need = size * MILLION, cost * MILLION
     tokens, time = stored if type(stored) is BucketState else (capacity, now)

@@ -89,7 +89,7 @@ def imports_of(path: Path) -> set[str]:
 LAYERS = [
     {"scripts", "events", "keys", "validation", "functions", "testing", "integers"},
     {"circuit_numbers"},
-    {"commands", "decision"},
+    {"commands", "decision", "priority"},
     {"errors"},
     {"token_bucket"},
     {"leaky_bucket", "sliding_window"},

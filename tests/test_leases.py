@@ -389,7 +389,7 @@ def test_a_refusal_is_remembered_once_and_for_every_way_to_ask(api: Api) -> None
     api(limiter.try_acquire())
     core = api.service.get_or_create_rate_limiter("r")._core
     assert not api(limiter.try_acquire())
-    known = core.refusals.find(("",), 1, math.inf, api.clock.monotonic())
+    known = core.refusals.find(("",), 1, math.inf, 0, api.clock.monotonic())
     api.clock.advance(0.9)
     assert not api(limiter.allow())
     with pytest.raises(RateLimitExceeded):
@@ -397,7 +397,7 @@ def test_a_refusal_is_remembered_once_and_for_every_way_to_ask(api: Api) -> None
     api.clock.advance(0.2)
 
     assert known is not None
-    assert core.refusals.find(("",), 1, math.inf, api.clock.monotonic()) is None
+    assert core.refusals.find(("",), 1, math.inf, 0, api.clock.monotonic()) is None
 
 
 class Told:
@@ -512,7 +512,7 @@ def test_tasks_that_are_refused_together_ask_once_and_remember_it_no_longer(
     assert told.scripts() == ["token_bucket_lease"]
     assert set(waits) <= {math.inf}
     api.clock.advance(1.01 - 0.1 * len(waits))  # a second after the trip, some of which they waited for each other
-    assert limiter._core.refusals.find(("",), 1, math.inf, api.clock.monotonic()) is None
+    assert limiter._core.refusals.find(("",), 1, math.inf, 0, api.clock.monotonic()) is None
 
 
 def test_the_largest_cost_that_a_lease_may_hold_is_leased(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,7 @@ def test_who_is_not_first_waits_for_its_turn_within_its_timeout(
 ) -> None:
     limiter = api.service.get_or_create_rate_limiter("r", TokenBucket(2, 2))
     ticket = Patience()
-    limiter._core._lines.join((party(api, limiter), ("k",)), Patience())
+    limiter._core._lines.join((party(api, limiter), ("k",), 0), Patience())
     monkeypatch.setattr(limiter._backend, "ticket", lambda: ticket, raising=False)
     api(limiter.acquire("k", timeout=timeout))
     api(limiter.acquire("other", timeout=timeout))
@@ -300,7 +300,7 @@ def nobody_comes(api: Api, monkeypatch: pytest.MonkeyPatch, limiter: Any) -> Non
         async def wait(self, seconds: float) -> bool:
             return False
 
-    limiter._core._lines.join((party(api, limiter), limiter._core.keys.texts("k")), Patience())
+    limiter._core._lines.join((party(api, limiter), limiter._core.keys.texts("k"), 0), Patience())
     monkeypatch.setattr(limiter._backend, "ticket", InVain, raising=False)
 
 

@@ -52,6 +52,7 @@ FAMILIES: dict[str, list[list[Limit]]] = {
 FIELDS = ["capacity", "refill_rate", "leak_rate", "limit", "window"]
 VALUES = ["5", "1", "0.25", "12.5", "9000", "9000.5", "12345.678", "2000000", "31622400", "1000000000", ""]
 VALUES += ["0", "-1", "nan", "1e3", "0x10", " 7", "seven", "31622400.5", "1000000001", "99999999999"]
+HELD_BACK = [0, 1, 200_000, 333_333, 999_999]
 _batches = itertools.count()
 
 
@@ -84,6 +85,7 @@ OPERATIONS: dict[str, float] = {
     "take": 66,
     "take soon": 8,
     "take at once": 4,
+    "take less": 6,
     "peek": 6,
     "give": 8,
     "charge": 3,
@@ -150,7 +152,8 @@ class Both:
             "take": lambda: commands.take(keys, cost),
             "take soon": lambda: commands.take(keys, cost, max_delay=move.cost * 1000),
             "take at once": lambda: commands.take(keys, cost, max_delay=0),
-            "peek": lambda: commands.peek(keys, cost),
+            "take less": lambda: commands.take(keys, cost, held_back=HELD_BACK[move.field]),
+            "peek": lambda: commands.peek(keys, cost, held_back=HELD_BACK[move.value % 5]),
             "give": lambda: commands.give(keys, move.cost),
             "give late": lambda: commands.give(keys, cost, since_us=max(1, self.now - move.cost * 100_000)),
             "give ancient": lambda: commands.give(keys, cost, since_us=1),

@@ -27,16 +27,16 @@ PINNED = {
     "evidence": "1b3c742db8ece3f113d7299e4d20d03c7716436c",
     "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "leaky_bucket": "83253b201600d3b143c0da2ad785f5c11c115ba6",
-    "rate_limiter": "004aa76cf8902073fda7ca8f7a3fb0273721bebe",
+    "leaky_bucket": "a64b6e018f4cac04d30563aacc10940065dc7c39",
+    "rate_limiter": "1e2a6dc11065e14063f88a3ce54987fd78dde5da",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
     "rate_limiter_pause": "64b59aff61b1fd777f03bfe3f55c20d2409423ed",
-    "rate_limiter_peek": "66faeb6eadfcdb58990a2a5fe6363baebd8d3ab3",
+    "rate_limiter_peek": "28b8af59bac937f33da437ed6c6e04a2d8b5016e",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "3b7f7454bd63cb4f300221066d16d21738cfebf5",
-    "sliding_window": "0fe15a1e171141fdad9385b849220e3dcf5af7ec",
-    "token_bucket": "891b080e61481a79f938703987c48acbefab363d",
-    "token_bucket_lease": "b568c181761e3b6b5eb6ee4d0db28ab2bb014f79",
+    "rate_limiter_settle": "d0befe90b4710106ab57c23c85933aed3c4fd976",
+    "sliding_window": "0f06439126c27a3229ef5735175fc04abe8b4677",
+    "token_bucket": "9bb8918c357141fb5b9f321dd57cd9ada3d7546f",
+    "token_bucket_lease": "91c5b1d85d3126c3e3f6c40149ebad6993439c8b",
 }
 
 
@@ -192,11 +192,12 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("rate_limiter", 0, "cost must be an integer from 1"),
         ("rate_limiter", 1, "share must be an integer from 1"),
         ("rate_limiter", 2, "longest delay must be an integer from -1"),
-        ("rate_limiter", 5, "first number of a limit must be an integer from 1"),
-        ("rate_limiter", 6, "second number of a limit must be"),
-        ("rate_limiter", 7, "third number of a limit must be"),
-        ("rate_limiter", 10, "first number of a limit must be"),
-        ("rate_limiter", 22, "third number of a limit must be"),
+        ("rate_limiter", 3, "held back must be an integer from 0"),
+        ("rate_limiter", 6, "first number of a limit must be an integer from 1"),
+        ("rate_limiter", 7, "second number of a limit must be"),
+        ("rate_limiter", 8, "third number of a limit must be"),
+        ("rate_limiter", 11, "first number of a limit must be"),
+        ("rate_limiter", 23, "third number of a limit must be"),
         *(
             (name, position, message)
             for name in ("token_bucket", "sliding_window", "leaky_bucket")
@@ -204,9 +205,10 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
                 (0, "cost must be an integer from 1"),
                 (1, "share must be an integer from 1"),
                 (2, "longest delay must be an integer from -1"),
-                (5, "first number of a limit must be an integer from 1"),
-                (6, "second number of a limit must be an integer from 1"),
-                (7, "third number of a limit must be an integer from 1"),
+                (3, "held back must be an integer from 0"),
+                (6, "first number of a limit must be an integer from 1"),
+                (7, "second number of a limit must be an integer from 1"),
+                (8, "third number of a limit must be an integer from 1"),
             )
         ),
         ("token_bucket_lease", 0, "cost must be an integer from 1"),
@@ -215,6 +217,7 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("token_bucket_lease", 6, "first number of a limit must be"),
         ("rate_limiter_peek", 0, "cost must be an integer from 1"),
         ("rate_limiter_peek", 2, "longest delay must be an integer from -1"),
+        ("rate_limiter_peek", 3, "held back must be an integer from 0"),
         ("rate_limiter_settle", 0, "cost must be an integer from 1"),
         ("rate_limiter_settle", 3, "since must be an integer from 0"),
         ("rate_limiter_settle", 6, "first number of a limit must be an integer from 1"),
@@ -251,7 +254,7 @@ def test_scripts_refuse_what_the_client_would_never_send(
     assert not store.client.exists(*command.keys)
 
 
-@pytest.mark.parametrize("positions", [(0, 5), (0, 6), (0, 7), (5, 6), (5, 7), (6, 7)])
+@pytest.mark.parametrize("positions", [(0, 6), (0, 7), (0, 8), (6, 7), (6, 8), (7, 8)])
 def test_two_fractions_do_not_make_an_integer(store: Lane, prefix: str, positions: tuple[int, int]) -> None:
     command = one_bucket(prefix)
     args = tuple("1.5" if number in positions else argument for number, argument in enumerate(command.args))

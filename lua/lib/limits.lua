@@ -25,10 +25,11 @@ local function in_force(overrides, kind, label, first, second, third)
   return overrides.count(stem .. "capacity") or first, refill or second, per or third
 end
 
--- The states of all limits at `now`, as their kinds read them. The limits begin at ARGV[start]. Stops at a problem.
-local function check_limits(overrides, now, share, start)
+-- The states of the limits in KEYS[2] to KEYS[last] at `now`, as their kinds read them. They begin at ARGV[start]. Stops
+-- at a problem.
+local function check_limits(overrides, now, share, start, last)
   local limits = {}
-  for index = 2, #KEYS do
+  for index = 2, last do
     local at = start + 5 * (index - 2)
     local kind = KINDS[ARGV[at]]
     if not kind then
@@ -51,16 +52,25 @@ local function check_limits(overrides, now, share, start)
 end
 
 -- The call at hand: its cost, its time, what is overridden, for how long the resource is paused, and the limits as they
--- stand, which begin at ARGV[start]. Of no use if there is a problem.
-local function read_call(start, may_write)
-  local call = { cost = argument("cost", ARGV[1], 1), now = read_clock(ARGV[#ARGV]), paused = 0 }
+-- stand, which begin at ARGV[5] and are followed by `others` keys. Of no use if there is a problem.
+local function read_call(may_write, others)
+  local call = { cost = argument("cost", ARGV[1], 1), now = read_clock(ARGV[#ARGV]), paused = 0, held_back = 0 }
   local share = argument("share", ARGV[2], 1)
   call.overrides = read_overrides(KEYS[1])
-  call.limits = check_limits(call.overrides, call.now, share, start)
+  call.limits = check_limits(call.overrides, call.now, share, 5, #KEYS - (others or 0))
   if call.overrides and not problem then
     call.paused = call.overrides.paused(call.now, may_write)
   end
   return call
+end
+
+-- What must be there for `cost` to pass: of each limit, `held_back` millionths stay for more important calls. A cost that
+-- finds no place beside them passes when all is there.
+local function needed(limit, cost, held_back)
+  if held_back == 0 then
+    return cost
+  end
+  return math.max(cost, math.min(limit.size, cost + math.ceil(limit.size * held_back / MILLION)))
 end
 
 -- Whether `cost` may pass: the number of the limit that keeps it longest (0: none, or the pause), for how many
@@ -73,7 +83,7 @@ local function longest_wait(call, cost, max_delay)
   local keeper, longest, delay = 0, 0, 0
   for index = 1, #call.limits do
     local limit = call.limits[index]
-    local wait = limit.kind.wait(limit, cost)
+    local wait = limit.kind.wait(limit, needed(limit, cost, call.held_back))
     if wait >= 0 and max_delay >= 0 then
       wait = math.max(wait, limit.delay - max_delay)
     end

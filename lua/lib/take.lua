@@ -1,7 +1,8 @@
 --- @include "limits"
 
 local max_delay = argument("longest delay", ARGV[3], -1)
-local call = read_call(4, true)
+local call = read_call(true)
+call.held_back = argument("held back", ARGV[4], 0)
 if problem then
   return problem
 end
