@@ -1,10 +1,13 @@
 """Distributed resilience backed by shared Redis state: limits that a whole fleet of processes keeps together."""
 
+from shared_resilience.bulkhead import AsyncBulkhead, Bulkhead
+from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit import CircuitState
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.decision import Decision
 from shared_resilience.errors import (
+    BulkheadFullError,
     CircuitBreakerOpenError,
     RateLimitExceeded,
     ResilienceError,
@@ -13,6 +16,7 @@ from shared_resilience.errors import (
 )
 from shared_resilience.events import Event
 from shared_resilience.leaky_bucket import LeakyBucket
+from shared_resilience.permit import Permit
 from shared_resilience.priority import PriorityLevel
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.service import AsyncResilienceService, ResilienceService
@@ -22,9 +26,13 @@ from shared_resilience.token_bucket import TokenBucket
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncBulkhead",
     "AsyncCircuitBreaker",
     "AsyncRateLimiter",
     "AsyncResilienceService",
+    "Bulkhead",
+    "BulkheadConfig",
+    "BulkheadFullError",
     "CircuitBreaker",
     "CircuitBreakerConfig",
     "CircuitBreakerOpenError",
@@ -32,6 +40,7 @@ __all__ = [
     "Decision",
     "Event",
     "LeakyBucket",
+    "Permit",
     "PriorityLevel",
     "RateLimitExceeded",
     "RateLimiter",

@@ -83,4 +83,4 @@ class Command(Generic[R]):
 
     def share(self, n: int) -> Command[R]:
         """This command for one of `n` workers that each decide alone."""
-        return self if n == 1 else self.with_arguments(self.operation.share(n, *self.args))
+        return self.with_arguments(self.operation.share(n, *self.args))

@@ -2,6 +2,7 @@
 
 ResilienceError
 ├── RateLimitExceeded           a limit has no room; `.retry_after` says when it has
+├── BulkheadFullError           all slots are taken, and so is the queue, or the wait for a slot has run out
 ├── CircuitBreakerOpenError     a circuit is open; `.retry_after` says when it may let a probe pass
 ├── StoreUnavailableError       Redis could not decide, and `on_outage="raise"` was asked for
 └── StoreConfigurationError     Redis answers, but not to this configuration: password, permissions, cluster mode
@@ -55,6 +56,27 @@ class CircuitBreakerOpenError(ResilienceError):
 
     def __str__(self) -> str:  # only when it is read: refusing is to cost next to nothing
         return f"circuit {self.name!r} is open: retry after {self.retry_after:.3f} s"
+
+
+class BulkheadFullError(ResilienceError):
+    """A bulkhead refused a call: nobody knows when a slot will be free, so `retry_after` is 0.
+
+    `name` is the resource, `inside` how many calls were inside, `waited` for how many seconds this one has waited.
+    """
+
+    retry_after = 0.0
+
+    def __init__(self, name: str, inside: int, waited: float) -> None:
+        self.name = name
+        self.inside = inside
+        self.waited = waited
+
+    def __str__(self) -> str:
+        waited = f", and this one has waited {self.waited:.3f} s" if self.waited > 0 else ""
+        return f"bulkhead {self.name!r} is full: {self.inside} calls are inside{waited}"
+
+    def __reduce__(self) -> tuple[type[BulkheadFullError], tuple[str, int, float]]:
+        return type(self), (self.name, self.inside, self.waited)
 
 
 class StoreUnavailableError(ResilienceError):

@@ -8,6 +8,9 @@
 | `breaker.half_opened` | the open time is over and a probe was lent, likewise | below |
 | `breaker.closed` | the circuit closed, or was reset, likewise | below |
 | `breaker.untold` | what calls have shown could not be told; the calls themselves know nothing of it | error |
+| `bulkhead.refused` | no slot, and no place in the queue or no time left to wait | priority, inside, waited |
+| `bulkhead.shadow_refused` | a bulkhead in shadow mode had no slot for a call | priority, inside, waited |
+| `bulkhead.lost` | a lease ran out under a call that still runs, and its slot may be another's | token |
 | `override.ignored` | an override is no number in its range; once per process and field | field |
 | `store.lost` | Redis cannot decide any more; this process decides alone | fault, error |
 | `store.recovered` | Redis decides again | seconds_away |

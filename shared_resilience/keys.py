@@ -56,6 +56,16 @@ class ResourceKeys:
         self.stats = self._stem + "stats"
         self.workers = self._stem + "workers"
 
+    @property
+    def slots(self) -> tuple[str, str, str, str]:
+        """Those of the bulkhead: holders of slots, queue, waiters, fencing."""
+        return self._stem + "bulkhead", self._stem + "queue", self._stem + "waiters", self._stem + "fencing"
+
+    @property
+    def wake(self) -> str:
+        """The channel on which the first in the queue is told that it may be its turn."""
+        return self._stem + "wake"
+
     def limit(self, label: str, key: str) -> str:
         """The state of the limit `label` for one of its keys."""
         stem = f"{self._stem}limit:{label}"

@@ -12,6 +12,7 @@ import redis
 from redis import asyncio as async_redis
 
 from shared_resilience import validation
+from shared_resilience.admission import Admission
 from shared_resilience.backends import ON_OUTAGE, Backend, Backends, OnOutage
 from shared_resilience.backends.clients import OwnClients, client_identity
 from shared_resilience.backends.clock import Clock
@@ -22,6 +23,7 @@ from shared_resilience.backends.redis import RedisStore, Wire
 from shared_resilience.backends.wires import ClusterWire, PoolWire
 from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWire, OwnPools, UsersPool
 from shared_resilience.breaker import Breaker
+from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.commands import Command
 from shared_resilience.errors import ResilienceError
@@ -84,6 +86,7 @@ class Runtime:
         self.backends = backends
         self.on_outage = options.on_outage
         self._sync_interval = options.sync_interval
+        self._local_backends = Backends(lambda: LocalBackend(process), lambda: AsyncLocalBackend(process))
         process.events.add(options.listeners)
 
     def limiter(self, name: str, limits: tuple[Limit, ...], **options: object) -> Limiter:
@@ -115,6 +118,25 @@ class Runtime:
             raise ValueError(f"circuit breaker {name!r} exists with another configuration: {core.config}, not {config}")
         return core
 
+    def bulkhead(self, name: str, config: BulkheadConfig | None) -> Admission:
+        """The bulkhead `name` of this process; None stands for what an existing one has, else the default."""
+        if config is not None and not isinstance(config, BulkheadConfig):
+            raise validation.wrong("config", config, "a BulkheadConfig")
+        components = self.process.components
+        with self.process.lock:
+            core = cast("Admission | None", components.get(("bulkhead", name)))
+            if core is None:
+                chosen = config or BulkheadConfig()
+                on_outage = chosen.on_outage or self.on_outage or "local"
+                core = components["bulkhead", name] = Admission(name, chosen, self.process, on_outage)
+        if config is not None and config != core.config:
+            raise ValueError(f"bulkhead {name!r} exists with another configuration: {core.config}, not {config}")
+        return core
+
+    def backends_of(self, bulkhead: Admission) -> Backends:
+        """Where the calls of a bulkhead are decided: those of a local one in this process."""
+        return self._local_backends if bulkhead.config.local else self.backends
+
     async def override(self, backend: Backend, name: str, field: str, number: float | None) -> None:
         """Overrides a number of a resource for the fleet; None ends that."""
         text = "" if number is None else override_text(field, number)
@@ -141,12 +163,14 @@ class Runtime:
         """What `get_comprehensive_stats` returns."""
         process = self.process
         breakers = [core for core in list(process.components.values()) if isinstance(core, Breaker)]
+        bulkheads = [core for core in list(process.components.values()) if isinstance(core, Admission)]
         return {
             "timestamp": time.time(),
             "store": {"usable": process.guard.usable, "answered": process.guard.proven},
             "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
             "rate_limiters": {core.name: core.stats() for core in self._limiters()},
             "circuit_breakers": {core.name: core.known() for core in breakers},
+            "bulkheads": {core.name: core.known() for core in bulkheads},
         }
 
 

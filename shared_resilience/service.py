@@ -10,6 +10,8 @@ from redis import asyncio as async_redis
 
 from shared_resilience.backends import OnOutage, step
 from shared_resilience.backends.clock import Clock
+from shared_resilience.bulkhead import AsyncBulkhead, Bulkhead
+from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.functions import mirrors
@@ -125,6 +127,14 @@ class ResilienceService(_Service):
         """
         return CircuitBreaker(self._runtime.breaker(name, config), self._runtime.backends)
 
+    def get_or_create_bulkhead(self, name: str, config: BulkheadConfig | None = None) -> Bulkhead:
+        """The bulkhead of the resource `name`; made by the first call, by the defaults without a `config`.
+
+        Raises `ValueError` for a configuration other than that of the bulkhead that exists.
+        """
+        core = self._runtime.bulkhead(name, config)
+        return Bulkhead(core, self._runtime.backends_of(core))
+
     def set_override(self, name: str, field: str, number: float) -> None:
         """Changes a number of a resource for the whole fleet, without a restart, until it is cleared.
 
@@ -192,6 +202,10 @@ class AsyncResilienceService(_Service):
         self, name: str, config: CircuitBreakerConfig | None = None
     ) -> AsyncCircuitBreaker:
         return AsyncCircuitBreaker(self._runtime.breaker(name, config), self._runtime.backends)
+
+    def get_or_create_bulkhead(self, name: str, config: BulkheadConfig | None = None) -> AsyncBulkhead:
+        core = self._runtime.bulkhead(name, config)
+        return AsyncBulkhead(core, self._runtime.backends_of(core))
 
     async def set_override(self, name: str, field: str, number: float) -> None:
         await self._runtime.override(self._runtime.backends.suspending, name, field, number)

@@ -25,8 +25,8 @@ local function in_force(overrides, kind, label, first, second, third)
   return overrides.count(stem .. "capacity") or first, refill or second, per or third
 end
 
--- The states of the limits in KEYS[2] to KEYS[last] at `now`, as their kinds read them. They begin at ARGV[start]. Stops
--- at a problem.
+-- The states of the limits in KEYS[2] to KEYS[last] at `now`, as their kinds read them. They begin at ARGV[start].
+-- Stops at a problem.
 local function check_limits(overrides, now, share, start, last)
   local limits = {}
   for index = 2, last do
@@ -64,8 +64,8 @@ local function read_call(may_write, others)
   return call
 end
 
--- What must be there for `cost` to pass: of each limit, `held_back` millionths stay for more important calls. A cost that
--- finds no place beside them passes when all is there.
+-- What must be there for `cost` to pass: of each limit, `held_back` millionths stay for more important calls. A cost
+-- that finds no place beside them passes when all is there.
 local function needed(limit, cost, held_back)
   if held_back == 0 then
     return cost

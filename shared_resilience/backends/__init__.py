@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from shared_resilience.commands import Command, Source
 from shared_resilience.heartbeat import Resource
+
+if TYPE_CHECKING:
+    from shared_resilience.backends.attendant import Attendant
 
 R = TypeVar("R")
 OnOutage = Literal["local", "allow", "deny", "raise"]
@@ -53,6 +56,9 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Reports what was counted and ends what still runs; the backend can be used again."""
+
+    def attendant(self) -> Attendant:
+        """Who looks after what callers of this party hold and wait for."""
 
     def party(self) -> Hashable:
         """Who may wait for each other here: all threads, or the tasks of the running event loop.

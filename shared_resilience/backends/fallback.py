@@ -6,16 +6,17 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from redis.exceptions import InvalidResponse
 
-from shared_resilience.backends import OnOutage, Ticket, step
+from shared_resilience.backends import OnOutage, step
+from shared_resilience.backends.ears import Ear
 from shared_resilience.backends.faults import Fault, StoreError
+from shared_resilience.backends.forms import ForTasks, ForThreads
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
-from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
 from shared_resilience.commands import Command, Source
 from shared_resilience.errors import StoreUnavailableError
 from shared_resilience.heartbeat import Resource
@@ -34,7 +35,7 @@ def _garbled(reply: object) -> StoreError:
     return StoreError(InvalidResponse(f"the server answered {str(reply)[:80]}"), sent=True)
 
 
-class FallbackBackend:
+class FallbackBackend(ForThreads):
     """Runs commands on Redis and carries the heartbeat there; decides locally, at once, while Redis is away.
 
     A local decision takes this process's share: the command's smaller self for one of n workers, where n is the
@@ -42,7 +43,7 @@ class FallbackBackend:
     """
 
     def __init__(self, process: Process, store: RedisStore, expected_workers: int | None = None) -> None:
-        self._process = process
+        super().__init__(process)
         self._store = store
         self._expected_workers = expected_workers
         self._warned = False
@@ -84,9 +85,6 @@ class FallbackBackend:
     def source(self) -> Source:
         return "redis" if self._process.guard.usable else "local"
 
-    def ticket(self) -> Ticket:
-        return ThreadTicket()
-
     async def refresh(self) -> None:
         if self._process.guard.usable:
             try:
@@ -94,7 +92,11 @@ class FallbackBackend:
             except StoreError as error:
                 logger.warning("the heartbeat failed: %s", error)
 
+    def _ear(self) -> Ear | None:
+        return self._store.ear()
+
     async def close(self) -> None:
+        await self._dismiss()
         await self.refresh()
         await self._store.close()
 
@@ -137,21 +139,6 @@ class FallbackBackend:
             await self._store.forget_prefix(prefix)
         except StoreError as error:
             raise error.public() from error
-
-    def party(self) -> Hashable:
-        return id(self)
-
-    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
-        return await work
-
-    def detach(self, work: Coroutine[Any, Any, None]) -> None:
-        step(work)
-
-    async def sleep(self, seconds: float) -> None:
-        self._process.clock.sleep(seconds)
-
-    def monotonic(self) -> float:
-        return self._process.clock.monotonic()
 
     async def _beat_on_the_way(self) -> None:
         try:
@@ -225,43 +212,15 @@ class FallbackBackend:
         guard.recovered()
 
 
-class AsyncFallbackBackend(FallbackBackend):
+class AsyncFallbackBackend(ForTasks, FallbackBackend):
     """The same for asyncio: waiting and probing are tasks."""
 
     _prober: asyncio.Task[None] | None = None
-
-    def __init__(self, process: Process, store: RedisStore, expected_workers: int | None = None) -> None:
-        super().__init__(process, store, expected_workers)
-        self._at_work: set[asyncio.Task[Any]] = set()  # a loop holds its tasks weakly
-
-    def party(self) -> Hashable:
-        return id(self), asyncio.get_running_loop()
-
-    async def finish(self, work: Coroutine[Any, Any, R]) -> R:
-        return await asyncio.shield(self._start(work))
-
-    def detach(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            self._start(work)
-        except RuntimeError:  # its loop is gone, and no other will do
-            work.close()
-
-    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._at_work.add(task)
-        task.add_done_callback(self._at_work.discard)
-        return task
-
-    def ticket(self) -> Ticket:
-        return TaskTicket()
 
     async def close(self) -> None:
         if self._prober is not None and self._prober.get_loop() is asyncio.get_running_loop():
             self._prober.cancel()
         await super().close()
-
-    async def sleep(self, seconds: float) -> None:
-        await self._process.clock.async_sleep(seconds)
 
     def _start_prober(self, pause: float) -> Callable[[], bool]:
         async def probe() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import NoScriptError, ResponseError
 
+from shared_resilience.backends.ears import Ear
 from shared_resilience.backends.faults import Fault, StoreError
 from shared_resilience.backends.resp import pack
 from shared_resilience.commands import Argument, Command, Reply
@@ -39,6 +40,9 @@ class Wire(Protocol):
 
         Raises `StoreError` when there is no reply to some of them.
         """
+
+    def ear(self) -> Ear | None:
+        """What hears channels on the same server; None where that takes a connection too many, or a cluster."""
 
     async def reconnect(self) -> None:
         """Drops idle connections, so that the next request looks for the server anew.
@@ -82,6 +86,10 @@ class RedisStore:
     async def close(self) -> None:
         """As `Wire.close`."""
         await self._wire.close()
+
+    def ear(self) -> Ear | None:
+        """As `Wire.ear`."""
+        return self._wire.ear()
 
     async def reconnect(self) -> None:
         """As `Wire.reconnect`."""

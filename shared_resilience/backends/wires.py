@@ -9,9 +9,8 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,34 +18,16 @@ from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from shared_resilience.backends.channels import Channel, Stale, channel_on
+from shared_resilience.backends.connecting import is_ours, once
+from shared_resilience.backends.ears import Ear, PoolEar
 from shared_resilience.backends.faults import FOREIGN, StoreError
 from shared_resilience.backends.forks import begin_anew_after_forks
 from shared_resilience.backends.redis import Request
 from shared_resilience.commands import Argument
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 T = TypeVar("T")
 MOST_IDLE = 64
 """Connections that wait for the next caller."""
-
-_ours: ContextVar[bool] = ContextVar("shared_resilience_connects", default=False)
-
-
-@contextmanager
-def once() -> Iterator[None]:
-    """Inside, a polite retry tries once."""
-    token = _ours.set(True)
-    try:
-        yield
-    finally:
-        _ours.reset(token)
-
-
-def is_ours() -> bool:
-    """Whether the connection being made is for a command of ours."""
-    return _ours.get()
 
 
 class PoliteRetry(Retry):
@@ -137,6 +118,9 @@ class PoolWire:
         channel.connection.disconnect()
         self._pool.release(channel.connection)
 
+    def ear(self) -> Ear | None:
+        return PoolEar(self._pool, self._patience) if self._most_idle > 0 else None
+
     async def reconnect(self) -> None:
         self._drop_all()
         with suppress(TypeError):  # a BlockingConnectionPool before redis-py 6 cannot spare connections in use
@@ -187,6 +171,9 @@ class ClusterWire:
 
     async def exchange(self, requests: Sequence[Request]) -> list[Any]:
         return [await self.ask(request) for request in requests]
+
+    def ear(self) -> Ear | None:
+        return None
 
     async def reconnect(self) -> None:
         try:

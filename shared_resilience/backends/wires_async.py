@@ -12,10 +12,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import MaxConnectionsError, RedisClusterException, ResponseError
 
+from shared_resilience.backends.connecting import is_ours, once
+from shared_resilience.backends.ears import AsyncPoolEar, Ear
 from shared_resilience.backends.faults import FOREIGN, StoreError
 from shared_resilience.backends.redis import Request
 from shared_resilience.backends.stream import Stream
-from shared_resilience.backends.wires import is_ours, joined, once
+from shared_resilience.backends.wires import joined
 
 T = TypeVar("T")
 MOST_BORROWED = 32
@@ -121,6 +123,9 @@ class AsyncPoolWire:
             way.close()
             await way.connection.disconnect(nowait=True)
             await self._pools.of_this_loop().release(way.connection)
+
+    def ear(self) -> Ear | None:
+        return AsyncPoolEar(self._pools.of_this_loop, self._patience) if self._pools.spare_one else None
 
     async def reconnect(self) -> None:
         await self._retire(asyncio.get_running_loop())
@@ -282,6 +287,9 @@ class AsyncClusterWire:
         except RedisClusterException:  # not asked for its slots yet
             await self._client.initialize()
             return self._client.get_node_from_key(key)
+
+    def ear(self) -> Ear | None:
+        return None
 
     async def reconnect(self) -> None:
         try:

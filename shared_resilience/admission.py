@@ -1,0 +1,255 @@
+"""The core of the bulkhead, written once for sync and asyncio: who may go inside, who waits, and who leaves."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import threading
+from collections.abc import Hashable
+from typing import Protocol
+
+from shared_resilience.backends import Backend, OnOutage
+from shared_resilience.backends.process import Component, Process
+from shared_resilience.bulkhead_commands import BulkheadCommands, Entry, Left
+from shared_resilience.bulkhead_config import BulkheadConfig
+from shared_resilience.commands import Arguments, Command
+from shared_resilience.errors import BulkheadFullError, ResilienceError
+from shared_resilience.holdings import Holdings
+from shared_resilience.permit import Permit
+from shared_resilience.priority import PriorityLevel, priority_of
+
+logger = logging.getLogger("shared_resilience")
+BULKHEAD = "bulkhead."
+
+
+class Way(Protocol):
+    """The way in: the command that asks for a slot, and perhaps for more in the same trip."""
+
+    on_outage: OnOutage
+
+    def command(self, asked: Arguments) -> Command[Entry]:
+        """The command for a call that `asked` tells of."""
+
+    def limited(self, entry: Entry, left: float) -> float:
+        """In how many seconds a limit that refused may be asked again. Raises if that is more than is `left`."""
+
+
+class SlotAlone:
+    """The way in of a bulkhead without limits."""
+
+    def __init__(self, commands: BulkheadCommands, on_outage: OnOutage) -> None:
+        self.command = commands.enter
+        self.on_outage = on_outage
+
+    def limited(self, entry: Entry, left: float) -> float:
+        raise AssertionError("there is no limit here")
+
+
+class Admission(Component):
+    """The bulkhead of one resource in one process."""
+
+    def __init__(self, name: str, config: BulkheadConfig, process: Process, on_outage: OnOutage) -> None:
+        self.name = name
+        self.config = config
+        self.on_outage = on_outage
+        self.resource = process.heartbeat.resource(name)
+        self.resource.configure({BULKHEAD + field: number for field, number in config.numbers().items()})
+        self.commands = BulkheadCommands(self.resource.keys, config, self._held_by_redis)
+        self.alone = SlotAlone(self.commands, on_outage)
+        self.events = process.events
+        self._process = process
+        self._lock = threading.Lock()
+        self._lease_ms = round(config.lease * 1000)
+        self._monotonic = process.clock.monotonic
+        self._era = 0
+        self._holdings: dict[Hashable, Holdings] = {}
+
+    def after_fork(self) -> None:
+        self._era += 1
+        self._lock = threading.Lock()
+        self._holdings = {}
+
+    # Going inside.
+
+    async def enter(self, backend: Backend, way: Way, priority: PriorityLevel, timeout: float) -> Permit:
+        """A permit, waited for. Raises `BulkheadFullError`, and what a limit raises on the `way`."""
+        token = f"{self._process.heartbeat.worker_id}:{secrets.token_hex(6)}:{self._lease_ms}"
+        visit = Visit(self, backend, way, priority_of(priority), token, timeout)
+        try:
+            return await visit.enter()
+        except BaseException:
+            if visit.may_hold:
+                visit.holdings.give_up(token)
+                backend.detach(self.withdraw(backend, token))
+            raise
+
+    async def withdraw(self, backend: Backend, token: str) -> None:
+        try:
+            left = await backend.run(self.commands.leave(token), self.resource)
+        except ResilienceError as error:
+            logger.warning("a place in the bulkhead %r could not be given back: %s", self.name, error)
+        else:
+            self.tell(left.told)
+
+    def holdings_of(self, backend: Backend) -> Holdings:
+        """What callers of `backend` hold here."""
+        party = backend.party()
+        holdings = self._holdings.get(party)
+        if holdings is None:
+            with self._lock:
+                holdings = self._holdings.get(party)
+                if holdings is None:
+                    self._forget_the_gone()
+                    made = Holdings(backend, self.resource, self.commands, self.config.lease, self._lost)
+                    holdings = self._holdings[party] = made
+        return holdings
+
+    def _forget_the_gone(self) -> None:
+        for party, holdings in list(self._holdings.items()):
+            if holdings.are_gone():
+                del self._holdings[party]
+
+    def tell(self, token: str) -> None:
+        """Wakes a waiter, should it be of this process; others hear of it by Redis."""
+        if token:
+            any(holdings.told(token) for holdings in list(self._holdings.values()))
+
+    def _held_by_redis(self) -> int:
+        held = [permit for holdings in list(self._holdings.values()) for permit in holdings.held.copy().values()]
+        return sum(permit.source == "redis" for permit in held)
+
+    def permit(self, token: str, entry: Entry, asked_at: float) -> Permit:
+        """The permit that `entry` gives to who asked at `asked_at`."""
+        permit = Permit(token, entry.fencing, entry.source, self._era, asked_at, self._monotonic)
+        permit.decision = entry.decision
+        if entry.source == "redis":
+            permit.safe_until = asked_at + self.config.lease
+        return permit
+
+    # Leaving.
+
+    async def leave(self, backend: Backend, permit: Permit) -> None:
+        """Gives the slot back. What goes wrong is not its caller's affair, whose call has run."""
+        if permit.era != self._era or not permit.token:
+            return  # the parent of this forked process holds it; or there is none, in shadow mode
+        holdings = self.holdings_of(backend)
+        holdings.let_go(permit.token)
+        leave = self.commands.leave(permit.token)
+        try:
+            left = await backend.run(leave, self.resource)
+        except ResilienceError as error:
+            logger.warning("a slot of the bulkhead %r could not be given back: %s", self.name, error)
+            holdings.give_up(permit.token)
+            return
+        except BaseException:
+            holdings.give_up(permit.token)
+            raise
+        self.tell(left.told)
+        if left.source != permit.source:
+            self._leave_the_other(leave, permit, holdings)
+        elif permit.doubtful and left.source == "local":
+            holdings.give_up(permit.token)
+
+    def _leave_the_other(self, leave: Command[Left], permit: Permit, holdings: Holdings) -> None:
+        """Redis was lost or found while the call was inside: it left where it was not, now it leaves where it was."""
+        if permit.source == "redis":
+            holdings.give_up(permit.token)
+            holdings.missed()
+        else:
+            self.tell(leave.operation.decode(self._process.local.execute(leave), "local").told)
+
+    def _lost(self, permit: Permit) -> None:
+        self.resource.count("bulkhead.lost")
+        self._process.events.emit("bulkhead.lost", self.name, token=permit.token)
+
+    # For operators.
+
+    async def stats(self, backend: Backend) -> dict[str, object]:
+        """How many are inside and wait, as of now."""
+        kept = await backend.run(self.commands.upkeep(()), self.resource)
+        self.tell(kept.told)
+        return {"inside": kept.inside, "waiting": kept.waiting, **self.known()}
+
+    def known(self) -> dict[str, object]:
+        """What this process knows without asking."""
+        own = [holdings.held for holdings in list(self._holdings.values())]
+        return {
+            "inside_here": sum(map(len, own)),
+            "config": self.config.numbers(),
+            "overrides": {f: text for f, text in self.resource.overrides.items() if f.startswith(BULKHEAD)},
+            "local": self.resource.counted(),
+            "fleet": dict(self.resource.fleet),
+            "live_workers": self.resource.workers,
+        }
+
+
+class Visit:
+    """One call that wants a slot. `may_hold` says whether the store may hold something in its name."""
+
+    def __init__(
+        self, core: Admission, backend: Backend, way: Way, priority: PriorityLevel, token: str, timeout: float
+    ) -> None:
+        self.may_hold = False
+        self.holdings = core.holdings_of(backend)
+        self._core, self._backend, self._way = core, backend, way
+        self._priority, self._token, self._timeout = priority, token, timeout
+        self._place: int | None = None
+        self._waited = False
+
+    async def enter(self) -> Permit:
+        """The permit. Raises `BulkheadFullError`."""
+        core, backend = self._core, self._backend
+        may_wait = self._timeout > 0 and not core.config.shadow
+        began = asked_at = backend.monotonic()
+        end = began + self._timeout
+        while True:
+            asked = core.commands.asked(self._token, self._priority, self._place, may_wait)
+            self.may_hold, sent = True, backend.source() == "redis"
+            entry = await backend.run(self._way.command(asked), core.resource, self._way.on_outage)
+            core.tell(entry.told)
+            if entry.state == "inside":
+                return self._inside(entry, asked_at, sent)
+            self.may_hold = entry.state == "waiting"
+            self._place = entry.place or None
+            left = end - backend.monotonic()
+            if entry.state == "limited":
+                await backend.sleep(self._way.limited(entry, left))
+            elif entry.state == "full" or not await self._wait(left):
+                return await self._refused(entry, began)
+            asked_at = backend.monotonic()
+
+    async def _wait(self, seconds: float) -> bool:
+        """Waits in the queue; whether its turn may have come."""
+        self._waited = True
+        ticket = self._backend.ticket()
+        self.holdings.wait_for(self._token, ticket)
+        try:
+            return seconds > 0 and await ticket.wait(seconds)
+        finally:
+            self.holdings.wait_no_more(self._token)
+
+    def _inside(self, entry: Entry, asked_at: float, sent: bool) -> Permit:
+        core = self._core
+        permit = core.permit(self._token, entry, asked_at)
+        permit.doubtful = sent and entry.source == "local"
+        core.resource.count("bulkhead.entered")
+        if self._waited:
+            core.resource.count("bulkhead.waited")
+        if entry.source == "local":
+            core.resource.count("bulkhead.decided_locally")
+        self.holdings.hold(permit)
+        return permit
+
+    async def _refused(self, entry: Entry, began: float) -> Permit:
+        core = self._core
+        if self.may_hold:
+            await core.withdraw(self._backend, self._token)
+            self.may_hold = False
+        waited = self._backend.monotonic() - began
+        outcome = "bulkhead.shadow_refused" if core.config.shadow else "bulkhead.refused"
+        core.resource.count(outcome)
+        core.events.emit(outcome, core.name, priority=self._priority, inside=entry.inside, waited=waited)
+        if core.config.shadow:
+            return core.permit("", entry, math.inf)
+        raise BulkheadFullError(core.name, entry.inside, waited)

@@ -1,0 +1,117 @@
+"""The commands of a bulkhead, and what their replies mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from shared_resilience import slots
+from shared_resilience.bulkhead_config import BulkheadConfig
+from shared_resilience.commands import Argument, Arguments, Command, Operation, Reply, Source
+from shared_resilience.decision import Decision
+from shared_resilience.keys import ResourceKeys
+from shared_resilience.priority import PriorityLevel, held_back
+
+INSIDE: Reply = ("inside", 0, 0, 1, "")
+"""The reply when Redis is away and calls are to pass."""
+
+FULL: Reply = ("full", 0, 0, 0, "")
+"""The reply when Redis is away and calls are to be refused."""
+
+
+class Entry(NamedTuple):
+    """A reply to a call that wants a slot.
+
+    `state` is "inside", "waiting", "full" or "limited"; `told` is the token of the waiter that was told that it may be
+    its turn. `decision` is that of the limits that were asked in the same trip.
+    """
+
+    state: str
+    place: int
+    fencing: int
+    inside: int
+    told: str
+    source: Source
+    decision: Decision | None = None
+
+
+class Left(NamedTuple):
+    """A reply to a call that gives its slot back."""
+
+    told: str
+    source: Source
+
+
+class Kept(NamedTuple):
+    """A reply to the upkeep: how many are inside and wait, who was told, and which tokens were not found."""
+
+    inside: int
+    waiting: int
+    told: str
+    missing: tuple[str, ...]
+    source: Source
+
+
+def text(value: Any) -> str:
+    """A text in a reply."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def entry_of(reply: Any, source: Source) -> Entry:
+    """A reply, decoded."""
+    state, place, fencing, inside, told = reply
+    return Entry(text(state), place, fencing, inside, text(told), source)
+
+
+def _left_of(reply: Any, source: Source) -> Left:
+    return Left(text(reply[1]), source)
+
+
+def _kept_of(reply: Any, source: Source) -> Kept:
+    inside, waiting, told, *missing = reply
+    return Kept(inside, waiting, text(told), tuple(map(text, missing)), source)
+
+
+LEAVE: Operation[Left] = Operation("bulkhead_leave", slots.leave, _left_of)
+
+
+class BulkheadCommands:
+    """The commands for one bulkhead.
+
+    `elsewhere` says how many slots this process holds by the word of Redis, which count for its share of the slots when
+    Redis is away.
+    """
+
+    def __init__(self, keys: ResourceKeys, config: BulkheadConfig, elsewhere: Callable[[], int]) -> None:
+        self.keys = keys.slots
+        self._overrides = keys.overrides
+        self._most, self._longest = config.max_concurrent_calls, config.max_queue_size
+        self._held_back = held_back(config.reserved)
+        self._elsewhere = elsewhere
+        self._enter = Operation("bulkhead_enter", slots.enter, entry_of, self.share, INSIDE, FULL)
+        self._upkeep = Operation("bulkhead_upkeep", slots.upkeep, _kept_of, self._share_of_upkeep)
+
+    def asked(self, token: str, priority: PriorityLevel, place: int | None, may_wait: bool) -> Arguments:
+        """The arguments by which scripts are told of a call that wants a slot, with its `place` if it has waited."""
+        longest = self._longest if may_wait else 0
+        before: Argument = "" if place is None else place
+        return token, int(priority), before, self._most, longest, self._held_back[priority], 1, 0
+
+    def share(self, n: int, *asked: Argument) -> Arguments:
+        """What `asked` has made, last among other arguments, for one of `n` workers that each decide alone."""
+        return *asked[:-2], n, self._elsewhere()
+
+    def enter(self, asked: Arguments) -> Command[Entry]:
+        """Takes a slot, or a place in the queue."""
+        return Command(self._enter, (self._overrides, *self.keys), asked)
+
+    def leave(self, token: str) -> Command[Left]:
+        """Gives back what `token` has: a slot, or a place in the queue."""
+        return Command(LEAVE, self.keys[:3], (token,))
+
+    def upkeep(self, pairs: Iterable[str]) -> Command[Kept]:
+        """Does what `bulkhead_upkeep.lua` does for pairs of a verb and a token."""
+        return Command(self._upkeep, (self._overrides, *self.keys), (self._most, 1, 0, *pairs))
+
+    def _share_of_upkeep(self, n: int, most: int, share: int, elsewhere: int, *pairs: Argument) -> Arguments:
+        return most, n, self._elsewhere(), *pairs
