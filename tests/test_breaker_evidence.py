@@ -9,7 +9,7 @@ from shared_resilience.backends import step
 from shared_resilience.breaker import Breaker
 from shared_resilience.circuit_commands import View
 from shared_resilience.commands import Argument
-from shared_resilience.evidence import of_the_window, report
+from shared_resilience.evidence import Tally, of_the_window, report
 
 OPEN = View(0, 0, "open", "", 7, 12.5, 3.25, 9, 8, 2, ("w1", "w2"), 3, 40.0, 0, 0, "", "redis")
 
@@ -86,6 +86,28 @@ def test_what_is_owed_to_a_circuit_is_owed_to_no_later_one(core: Breaker) -> Non
     assert evidence._owed == (0, 0, 0)
     assert evidence.due == pytest.approx(0.1)
     assert not evidence.has_untold()
+
+
+@pytest.mark.parametrize(
+    ("later", "field", "back", "owed"),
+    [
+        (0, "shadow_refused", False, (3, 1, 0)),
+        (1, "calls", True, (3, 1, 0)),
+        (1, "calls", False, (0, 0, 0)),
+        (1, "shadow_refused", True, (0, 0, 0)),
+    ],
+)
+def test_what_is_counted_when_a_view_arrives_is_owed_to_the_same_circuit_or_after_an_outage(
+    core: Breaker, later: int, field: str, back: bool, owed: tuple[int, int, int]
+) -> None:
+    view = core.evidence.view
+    assert view is not None
+    core.evidence.tally = tally = Tally(view.generation, True, core.monotonic(), field)
+    tally.calls, tally.failures = 3, 1
+    core.evidence.view = view._replace(generation=view.generation + later)
+    core._count_calls_in(core.evidence.view, back)
+
+    assert core.evidence._owed == owed
 
 
 def test_who_is_alive_already_lives_no_longer_for_telling_of_itself() -> None:
