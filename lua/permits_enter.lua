@@ -1,6 +1,6 @@
 -- Takes `cost` from every limit of a resource and a slot of its bulkhead, all or nothing; else a place in the queue,
 -- which charges nothing. What a limit refuses does not wait here: it comes back with its place when the limit lets it.
--- Twin: shared_resilience.permits.enter
+-- Twin: shared_resilience.permit_commands.enter
 --
 -- KEYS[1]  hash of the resource's overrides
 -- KEYS     then the state of each limit, then the four keys of the bulkhead (see lib/queue.lua)

@@ -17,6 +17,7 @@ from shared_resilience.errors import (
 from shared_resilience.events import Event
 from shared_resilience.leaky_bucket import LeakyBucket
 from shared_resilience.permit import Permit
+from shared_resilience.permits import AsyncPermits, Permits
 from shared_resilience.priority import PriorityLevel
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.service import AsyncResilienceService, ResilienceService
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncBulkhead",
     "AsyncCircuitBreaker",
+    "AsyncPermits",
     "AsyncRateLimiter",
     "AsyncResilienceService",
     "Bulkhead",
@@ -41,6 +43,7 @@ __all__ = [
     "Event",
     "LeakyBucket",
     "Permit",
+    "Permits",
     "PriorityLevel",
     "RateLimitExceeded",
     "RateLimiter",

@@ -17,7 +17,7 @@ from shared_resilience.commands import Arguments, Command
 from shared_resilience.errors import BulkheadFullError, ResilienceError
 from shared_resilience.holdings import Holdings
 from shared_resilience.permit import Permit
-from shared_resilience.priority import PriorityLevel, priority_of
+from shared_resilience.priority import PriorityLevel
 
 logger = logging.getLogger("shared_resilience")
 BULKHEAD = "bulkhead."
@@ -56,7 +56,7 @@ class Admission(Component):
         self.resource = process.heartbeat.resource(name)
         self.resource.configure({BULKHEAD + field: number for field, number in config.numbers().items()})
         self.commands = BulkheadCommands(self.resource.keys, config, self._held_by_redis)
-        self.alone = SlotAlone(self.commands, on_outage)
+        self._alone = SlotAlone(self.commands, on_outage)
         self.events = process.events
         self._process = process
         self._lock = threading.Lock()
@@ -72,10 +72,10 @@ class Admission(Component):
 
     # Going inside.
 
-    async def enter(self, backend: Backend, way: Way, priority: PriorityLevel, timeout: float) -> Permit:
+    async def enter(self, backend: Backend, priority: PriorityLevel, timeout: float, way: Way | None = None) -> Permit:
         """A permit, waited for. Raises `BulkheadFullError`, and what a limit raises on the `way`."""
         token = f"{self._process.heartbeat.worker_id}:{secrets.token_hex(6)}:{self._lease_ms}"
-        visit = Visit(self, backend, way, priority_of(priority), token, timeout)
+        visit = Visit(self, backend, way or self._alone, priority, token, timeout)
         try:
             return await visit.enter()
         except BaseException:
@@ -122,7 +122,7 @@ class Admission(Component):
     def permit(self, token: str, entry: Entry, asked_at: float) -> Permit:
         """The permit that `entry` gives to who asked at `asked_at`."""
         permit = Permit(token, entry.fencing, entry.source, self._era, asked_at, self._monotonic)
-        permit.decision = entry.decision
+        permit.decision = entry.answer.decision if entry.answer is not None else None
         if entry.source == "redis":
             permit.safe_until = asked_at + self.config.lease
         return permit

@@ -86,7 +86,7 @@ class Bulkhead:
         arguments; entering raises `BulkheadFullError`, and `StoreUnavailableError` where Redis is to be asked and
         cannot.
         """
-        return SlotGuard(self._core, self._backend, self._core.alone, priority, timeout)
+        return SlotGuard(self._core, self._core, self._backend, priority, timeout)
 
     def get_stats(self) -> dict[str, object]:
         """How many are inside and wait as of now, what was counted, and the configuration; plain data."""
@@ -122,7 +122,7 @@ class AsyncBulkhead:
             return await function(*args, **kwargs)
 
     def guard(self, priority: PriorityLevel = PriorityLevel.NORMAL, timeout: float | None = None) -> AsyncSlotGuard:
-        return AsyncSlotGuard(self._core, self._backend, self._core.alone, priority, timeout)
+        return AsyncSlotGuard(self._core, self._core, self._backend, priority, timeout)
 
     async def get_stats(self) -> dict[str, object]:
         return await self._core.stats(self._backend)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from shared_resilience import slots
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.commands import Argument, Arguments, Command, Operation, Reply, Source
-from shared_resilience.decision import Decision
 from shared_resilience.keys import ResourceKeys
+from shared_resilience.limit_commands import Answer
 from shared_resilience.priority import PriorityLevel, held_back
 
 INSIDE: Reply = ("inside", 0, 0, 1, "")
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     """A reply to a call that wants a slot.
 
     `state` is "inside", "waiting", "full" or "limited"; `told` is the token of the waiter that was told that it may be
-    its turn. `decision` is that of the limits that were asked in the same trip.
+    its turn. `answer` is that of the limits that were asked in the same trip.
     """
 
     state: str
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     inside: int
     told: str
     source: Source
-    decision: Decision | None = None
+    answer: Answer | None = None
 
 
 class Left(NamedTuple):

@@ -55,11 +55,11 @@ class LimitCommands:
     `told` is what the scripts are told of the limits, where it differs from their configuration.
     """
 
-    __slots__ = ("_give_or_take", "_lease", "_peek", "_take", "may_delay", "told")
+    __slots__ = ("_give_or_take", "_lease", "_peek", "_take", "decode", "may_delay", "told")
 
     def __init__(self, configured: Sequence[Limit]) -> None:
         self.told = tuple(argument for limit in configured for argument in limit.arguments())
-        decode = decoder([PAUSE, *(limit.label for limit in configured)])
+        self.decode = decode = decoder([PAUSE, *(limit.label for limit in configured)])
         kinds = {str(limit.arguments()[0]) for limit in configured}
         self.may_delay = "leaky_bucket" in kinds
         script = kinds.pop() if len(kinds) == 1 else "rate_limiter"

@@ -86,7 +86,7 @@ class Limiter(Component):
     ) -> Decision:
         texts = self.keys.texts(key)
         answer = await self._decide(backend, texts, cost, max_delay, self.held_back(priority))
-        return self._note(answer.decision, texts)
+        return self.note(answer.decision, texts)
 
     async def acquire(self, backend: Backend, key: Key, cost: int, timeout: float, priority: PriorityLevel) -> Decision:
         texts = self.keys.texts(key)
@@ -102,7 +102,7 @@ class Limiter(Component):
         first = self._lines.join(place, ticket)
         try:
             if not first and not await ticket.wait(end - backend.monotonic()):
-                raise self._exceeded(texts, self._out_of_patience(backend))
+                raise self.exceeded(texts, self._out_of_patience(backend))
             answer = await self._wait_for_room(backend, texts, cost, end, held_back)
         finally:
             self._lines.leave(place, ticket)
@@ -160,10 +160,11 @@ class Limiter(Component):
     async def run(self, backend: Backend, command: Command[Answer]) -> Answer:
         answer = await backend.run(command, self.resource, self.config.on_outage)
         if answer.ignored:
-            self._note_ignored(answer.ignored)
+            self.note_ignored(answer.ignored)
         return answer
 
-    def _note_ignored(self, fields: str) -> None:
+    def note_ignored(self, fields: str) -> None:
+        """Tells listeners of overrides that are ignored, once of each."""
         for field in fields.split():
             if field not in self._ignored:
                 self._ignored.add(field)
@@ -174,7 +175,7 @@ class Limiter(Component):
         if not self.config.partitioned or not self.resource.overrides:
             return None
         told, ignored = told_in_force(self.resource.overrides, self.commands.told)
-        self._note_ignored(ignored)
+        self.note_ignored(ignored)
         return told
 
     def check_cost(self, cost: int) -> None:
@@ -196,16 +197,17 @@ class Limiter(Component):
             answer = await self._decide(backend, texts, cost, max(0.0, left), held_back, exact=True)
             decision = answer.decision
             if decision.allowed:
-                self._note(decision, texts)
+                self.note(decision, texts)
                 return answer
             # In a leaky bucket the turn comes no sooner by coming back later.
             soonest = max(decision.retry_after, decision.delay)
             if soonest == math.inf or soonest > end - backend.monotonic():
-                raise self._exceeded(texts, decision)
+                raise self.exceeded(texts, decision)
             await backend.sleep(decision.retry_after)
 
-    def _exceeded(self, texts: Texts, decision: Decision) -> RateLimitExceeded:
-        return RateLimitExceeded(self.name, "/".join(dict.fromkeys(texts)), self._note(decision, texts))
+    def exceeded(self, texts: Texts, decision: Decision) -> RateLimitExceeded:
+        """The error that says so, noted."""
+        return RateLimitExceeded(self.name, "/".join(dict.fromkeys(texts)), self.note(decision, texts))
 
     def _out_of_patience(self, backend: Backend) -> Decision:
         """The refusal of who stood behind others for as long as it could: nobody has asked when its turn would come."""
@@ -228,12 +230,17 @@ class Limiter(Component):
             answer = await self._decide_anew(backend, texts, cost, max_delay, held_back)
         decision, _, ignored, _ = answer
         if ignored:
-            self._note_ignored(ignored)
+            self.note_ignored(ignored)
         if self.config.shadow:
             return answer._replace(decision=self._in_shadow(decision))
-        if not decision.allowed and self.config.remember_refusals and answer.decided_us != REMEMBERED:
-            self.refusals.add(texts, cost, max_delay, held_back, decision, self._monotonic())
+        if not decision.allowed and answer.decided_us != REMEMBERED:
+            self.remember(texts, cost, max_delay, held_back, decision)
         return answer
+
+    def remember(self, texts: Texts, cost: int, max_delay: float, held_back: int, decision: Decision) -> None:
+        """Has the next such call refused without asking, for a while."""
+        if self.config.remember_refusals:
+            self.refusals.add(texts, cost, max_delay, held_back, decision, self._monotonic())
 
     async def _decide_anew(self, backend: Backend, texts: Texts, cost: int, max_delay: float, held_back: int) -> Answer:
         self.check_cost(cost)
@@ -284,7 +291,8 @@ class Limiter(Component):
             return decision
         return decision._replace(allowed=True, retry_after=0.0, delay=0.0)
 
-    def _note(self, decision: Decision, texts: Texts) -> Decision:
+    def note(self, decision: Decision, texts: Texts) -> Decision:
+        """Counts a decision, and tells listeners of a refusal."""
         if decision.source == "local":
             self.resource.count("limit.decided_locally")
         if decision.limited_by is None:

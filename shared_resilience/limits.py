@@ -81,7 +81,7 @@ class Call:
             delay = max(delay, limit.delay)
         return keeper, longest, delay
 
-    def step(self, keeper: int, wait: int, delay: int, *more: int) -> Step:
+    def step(self, keeper: int, wait: int, delay: int, *more: int | str) -> Step:
         """Twin of `reply_of`, and what is to be written."""
         limits = self.limits
         if wait == 0:

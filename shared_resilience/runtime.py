@@ -33,6 +33,7 @@ from shared_resilience.limiter import Limiter
 from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.limits import Limit
 from shared_resilience.overrides import override_text
+from shared_resilience.permits import Composition
 
 
 class Options(TypedDict, total=False):
@@ -87,6 +88,7 @@ class Runtime:
         self.on_outage = options.on_outage
         self._sync_interval = options.sync_interval
         self._local_backends = Backends(lambda: LocalBackend(process), lambda: AsyncLocalBackend(process))
+        self._compositions: dict[str, Composition] = {}
         process.events.add(options.listeners)
 
     def limiter(self, name: str, limits: tuple[Limit, ...], **options: object) -> Limiter:
@@ -132,6 +134,19 @@ class Runtime:
         if config is not None and config != core.config:
             raise ValueError(f"bulkhead {name!r} exists with another configuration: {core.config}, not {config}")
         return core
+
+    def permits(self, name: str) -> Composition:
+        """The limiter and the bulkhead `name` of this process, together. Raises `LookupError` if one is missing."""
+        components = self.process.components
+        with self.process.lock:
+            limiter, bulkhead = components.get(("rate_limiter", name)), components.get(("bulkhead", name))
+            known = self._compositions.get(name)
+            if known is None and isinstance(limiter, Limiter) and isinstance(bulkhead, Admission):
+                known = self._compositions[name] = Composition(limiter, bulkhead)
+        if known is None:
+            missing = "rate limiter" if limiter is None else "bulkhead"
+            raise LookupError(f"there is no {missing} {name!r}: permits() takes both; get_or_create_… makes them")
+        return known
 
     def backends_of(self, bulkhead: Admission) -> Backends:
         """Where the calls of a bulkhead are decided: those of a local one in this process."""

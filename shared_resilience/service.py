@@ -16,6 +16,7 @@ from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreake
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.functions import mirrors
 from shared_resilience.limits import Limit
+from shared_resilience.permits import AsyncPermits, Permits
 from shared_resilience.priority import Reserved
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.runtime import CheckedOptions, Options, Runtime, local_runtime, own_runtime, users_runtime
@@ -135,6 +136,14 @@ class ResilienceService(_Service):
         core = self._runtime.bulkhead(name, config)
         return Bulkhead(core, self._runtime.backends_of(core))
 
+    def permits(self, name: str) -> Permits:
+        """The rate limiter and the bulkhead of the resource `name`, entered together.
+
+        Raises `LookupError` if one of them has not been made.
+        """
+        core = self._runtime.permits(name)
+        return Permits(core, self._runtime.backends, self._runtime.backends_of(core.bulkhead))
+
     def set_override(self, name: str, field: str, number: float) -> None:
         """Changes a number of a resource for the whole fleet, without a restart, until it is cleared.
 
@@ -206,6 +215,10 @@ class AsyncResilienceService(_Service):
     def get_or_create_bulkhead(self, name: str, config: BulkheadConfig | None = None) -> AsyncBulkhead:
         core = self._runtime.bulkhead(name, config)
         return AsyncBulkhead(core, self._runtime.backends_of(core))
+
+    def permits(self, name: str) -> AsyncPermits:
+        core = self._runtime.permits(name)
+        return AsyncPermits(core, self._runtime.backends, self._runtime.backends_of(core.bulkhead))
 
     async def set_override(self, name: str, field: str, number: float) -> None:
         await self._runtime.override(self._runtime.backends.suspending, name, field, number)

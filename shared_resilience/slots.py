@@ -17,6 +17,9 @@ PRIORITY = 10**15
 ALIVE_FOR = 2_000_000
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
 DEAD_AT_ONCE = 100
+TOLD = 8
+"""Arguments by which scripts are told of a call that wants a slot."""
+
 _LEASE = re.compile(r":([0-9]+)$")
 Entered = tuple[str, int, int, int, str]
 """State, place, fencing number, how many are inside, who was told."""
@@ -121,7 +124,7 @@ def _copy(state: State) -> dict[str, int]:
     return dict(cast("Mapping[str, int]", state or {}))
 
 
-class Call:
+class Want:
     """Twin of `check_slots`, `take_slot`, `join_queue` and `enter`: a call that wants a slot."""
 
     def __init__(self, slots: Slots, overrides: Overrides, told: Sequence[Argument]) -> None:
@@ -179,7 +182,7 @@ class Call:
 def enter(states: Sequence[State], now: int, *told: Argument) -> Step:
     """Twin of `bulkhead_enter.lua`."""
     slots = Slots(states[1:], now)
-    reply = Call(slots, Overrides(states[0]), told).enter()
+    reply = Want(slots, Overrides(states[0]), told).enter()
     return Step((states[0], *slots.states), (None, *slots.ttls), reply)
 
 

@@ -12,24 +12,32 @@ import pytest
 
 import shared_resilience
 from shared_resilience import (
+    AsyncBulkhead,
     AsyncCircuitBreaker,
+    AsyncPermits,
     AsyncRateLimiter,
     AsyncResilienceService,
+    Bulkhead,
     CircuitBreaker,
+    Permits,
     RateLimiter,
     ResilienceService,
     scripts,
 )
 from shared_resilience.circuit_breaker import AsyncGuard, Guard
 from shared_resilience.reservation import AsyncReservation, Reservation
+from shared_resilience.slot_guard import AsyncSlotGuard, SlotGuard
 
 PACKAGE = Path(shared_resilience.__file__).parent
 TWINS = [
+    (Bulkhead, AsyncBulkhead),
     (CircuitBreaker, AsyncCircuitBreaker),
     (Guard, AsyncGuard),
+    (Permits, AsyncPermits),
     (RateLimiter, AsyncRateLimiter),
     (Reservation, AsyncReservation),
     (ResilienceService, AsyncResilienceService),
+    (SlotGuard, AsyncSlotGuard),
 ]
 # A context manager has other dunder methods for asyncio; only the sync service leads to the other one.
 OWN_WAYS = {"__enter__", "__exit__", "__aenter__", "__aexit__", "aio"}
@@ -91,17 +99,21 @@ LAYERS = [
     {"circuit_numbers"},
     {"commands", "decision", "priority"},
     {"errors"},
+    {"permit"},
     {"token_bucket"},
     {"leaky_bucket", "sliding_window"},
     {"overrides"},
-    {"circuit", "circuit_config", "heartbeat", "limits"},
+    {"circuit", "circuit_config", "heartbeat", "limits", "slots"},
     {"backends", "circuit_commands", "leases", "refusals", "limit_commands"},
-    {"evidence", "limiter_config", "lines", "sent_commands"},
+    {"bulkhead_config", "evidence", "limiter_config", "lines", "sent_commands"},
+    {"bulkhead_commands", "permit_commands"},
+    {"holdings"},
     {"limiter_keys"},
     {"announcements", "outage"},
-    {"breaker", "limiter"},
-    {"reservation"},
-    {"circuit_breaker", "rate_limiter"},
+    {"admission", "breaker", "limiter"},
+    {"reservation", "slot_guard"},
+    {"bulkhead", "circuit_breaker", "rate_limiter"},
+    {"permits"},
     {"runtime"},
     {"service"},
     {"cli", "demo", "__main__"},

@@ -9,34 +9,49 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import Lane
 
-from shared_resilience import CircuitBreakerConfig, LeakyBucket, SlidingWindow, TokenBucket, scripts
+from shared_resilience import (
+    BulkheadConfig,
+    CircuitBreakerConfig,
+    LeakyBucket,
+    PriorityLevel,
+    SlidingWindow,
+    TokenBucket,
+    scripts,
+)
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
+from shared_resilience.bulkhead_commands import BulkheadCommands
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Command, Operation
 from shared_resilience.evidence import EVIDENCE
 from shared_resilience.heartbeat import BEAT, ENROL
+from shared_resilience.keys import ResourceKeys
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.limits import Limit
+from shared_resilience.permit_commands import PermitCommands
 
 PINNED = {
+    "bulkhead_enter": "78aec34cd4964b1dc7c40e01edbc0297250a62c8",
+    "bulkhead_leave": "8457766e6ebff2b051859db97f10a4cb30c10c33",
+    "bulkhead_upkeep": "2cbc9d77994f77e89ae7935c8c9cb087c9c448c5",
     "circuit_breaker_control": "0aa2a04a5faea7133cd61de9930424f04567a4c1",
     "circuit_breaker_probe": "d64220f777f405573d883fcad8a5f918aca08eb8",
     "circuit_breaker_settle": "4e03caad103a424d7917b00ba7dbecf8f108a832",
     "evidence": "1b3c742db8ece3f113d7299e4d20d03c7716436c",
     "heartbeat": "81e077ac51f2c2be183d2a176a1dbc1acdc191ad",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "leaky_bucket": "a64b6e018f4cac04d30563aacc10940065dc7c39",
-    "rate_limiter": "1e2a6dc11065e14063f88a3ce54987fd78dde5da",
+    "leaky_bucket": "c4e5d9c15603544714d5a087c9ddf613c9854a14",
+    "permits_enter": "59b1de196aafe43cabf5af32704a2ce5c16315b2",
+    "rate_limiter": "afa3ea4cd34cffdb7ef0ec8213a65c63089d44fa",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
     "rate_limiter_pause": "64b59aff61b1fd777f03bfe3f55c20d2409423ed",
-    "rate_limiter_peek": "28b8af59bac937f33da437ed6c6e04a2d8b5016e",
+    "rate_limiter_peek": "954b0b9b33a83b235d45f89d928eb6b8d7605d14",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
-    "rate_limiter_settle": "d0befe90b4710106ab57c23c85933aed3c4fd976",
-    "sliding_window": "0f06439126c27a3229ef5735175fc04abe8b4677",
-    "token_bucket": "9bb8918c357141fb5b9f321dd57cd9ada3d7546f",
-    "token_bucket_lease": "91c5b1d85d3126c3e3f6c40149ebad6993439c8b",
+    "rate_limiter_settle": "32a927c4f739257bd6a1aa1532b2c73b4b91402e",
+    "sliding_window": "c64ba0f3f5173b91609b60686015a57873356b3a",
+    "token_bucket": "f8ae46ddac833d5c3ee46279b04945fc992f1cde",
+    "token_bucket_lease": "37c17ae7e793941a775a4c4a852a2811ba7f174d",
 }
 
 
@@ -58,6 +73,8 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     numbers = CircuitBreakerConfig().arguments()
     of_one_kind = [("token_bucket", LIMITS[0], keys[1]), ("sliding_window", LIMITS[1], keys[2])]
     of_one_kind += [("leaky_bucket", LIMITS[3], keys[4])]
+    of_slots = BulkheadCommands(ResourceKeys(prefix, "a"), BulkheadConfig(), lambda: 0)
+    wanted = of_slots.asked("w1:a:30000", PriorityLevel.NORMAL, None, may_wait=True)
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
         "rate_limiter": of_limits.take(keys, 1),
@@ -72,6 +89,10 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "circuit_breaker_probe": Command(PROBE, circuit[:2], (*numbers, "token")),
         "circuit_breaker_settle": Command(SETTLE, circuit[:2], (*numbers, "w1", "token", 1, "success", 500_000)),
         "circuit_breaker_control": Command(CONTROL, circuit[:2], (*numbers, "")),
+        "bulkhead_enter": of_slots.enter(wanted),
+        "bulkhead_leave": of_slots.leave("w1:a:30000"),
+        "bulkhead_upkeep": of_slots.upkeep(["adopt", "w1:a:30000", "renew", "w1:b:30000", "drop", "w1:c:30000"]),
+        "permits_enter": PermitCommands(of_limits, of_slots).enter(keys, 1, 0, wanted),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
         "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
     }
@@ -95,7 +116,7 @@ def test_a_fragment_is_included_once() -> None:
 
 
 def test_an_unknown_script_is_an_error_that_names_those_that_exist() -> None:
-    with pytest.raises(LookupError, match="there is no script 'nope'; there are circuit_breaker_control"):
+    with pytest.raises(LookupError, match="there is no script 'nope'; there are bulkhead_enter, "):
         scripts.load("nope")
 
 
@@ -236,6 +257,18 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("circuit_breaker_settle", 15, "generation must be an integer from 0"),
         ("circuit_breaker_settle", 17, "draw must be an integer from 0"),
         ("circuit_breaker_control", 10, "half_open_max_calls must be an integer from 1"),
+        ("bulkhead_enter", 1, "priority must be an integer from 1"),
+        ("bulkhead_enter", 3, "slots must be an integer from 1"),
+        ("bulkhead_enter", 4, "longest queue must be an integer from 0"),
+        ("bulkhead_enter", 5, "held back slots must be an integer from 0"),
+        ("bulkhead_enter", 6, "share of slots must be an integer from 1"),
+        ("bulkhead_enter", 7, "slots elsewhere must be an integer from 0"),
+        ("bulkhead_upkeep", 0, "slots must be an integer from 1"),
+        ("bulkhead_upkeep", 1, "share of slots must be an integer from 1"),
+        ("bulkhead_upkeep", 2, "slots elsewhere must be an integer from 0"),
+        ("permits_enter", 0, "cost must be an integer from 1"),
+        ("permits_enter", 3, "held back must be an integer from 0"),
+        ("permits_enter", -5, "slots must be an integer from 1"),
         ("heartbeat", 1, "horizon must be an integer from 1"),
         ("heartbeat", 2, "number of fields must be an integer from 0"),
         ("heartbeat_roster", 0, "horizon must be an integer from 1"),
@@ -246,10 +279,11 @@ def test_scripts_refuse_what_the_client_would_never_send(
     store: Lane, prefix: str, name: str, position: int, message: str, value: int | str
 ) -> None:
     command = commands(prefix)[name]
-    args = (*command.args[:position], value, *command.args[position + 1 :])
+    args = list(command.args)
+    args[position] = value
 
     with pytest.raises(Exception, match=message):
-        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(args)))
+        step(RedisStore(PoolWire(store.pool, 5, theirs=False)).execute(command.with_arguments(tuple(args))))
 
     assert not store.client.exists(*command.keys)
 

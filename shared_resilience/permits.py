@@ -1,0 +1,143 @@
+"""All permits of a resource together: its limits and a slot of its bulkhead."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+from shared_resilience.admission import Admission
+from shared_resilience.backends import Backend, Backends, OnOutage
+from shared_resilience.bulkhead_commands import Entry
+from shared_resilience.commands import Arguments, Command
+from shared_resilience.decision import Decision
+from shared_resilience.functions import mirrors
+from shared_resilience.limit_commands import Answer
+from shared_resilience.limiter import Limiter
+from shared_resilience.limiter_keys import Key
+from shared_resilience.permit import Permit
+from shared_resilience.permit_commands import PermitCommands
+from shared_resilience.priority import PriorityLevel
+from shared_resilience.reservation import Reserved
+from shared_resilience.slot_guard import AsyncSlotGuard, SlotGuard
+
+STRICTEST_FIRST: tuple[OnOutage, ...] = ("raise", "deny", "local", "allow")
+
+
+class Composition:
+    """The limiter and the bulkhead of one resource in one process, and how they are entered together.
+
+    One trip takes all or nothing. Where that cannot be, the limits come first, and what they have given is given back
+    if there is no slot: a leaky bucket, whose drop is waited for without a slot; a limiter with leased tokens, or one
+    that is partitioned; either in shadow mode; a bulkhead of this process alone.
+    """
+
+    def __init__(self, limiter: Limiter, bulkhead: Admission) -> None:
+        self.limiter, self.bulkhead = limiter, bulkhead
+        self.commands = PermitCommands(limiter.commands, bulkhead.commands)
+        self.on_outage = min(limiter.config.on_outage, bulkhead.on_outage, key=STRICTEST_FIRST.index)
+        of_limits = limiter.config
+        apart = limiter.commands.may_delay or of_limits.shadow or of_limits.partitioned or of_limits.lease_tokens
+        self.together = not (apart or bulkhead.config.shadow or bulkhead.config.local)
+
+
+class LimitsAndSlot:
+    """The way in for one key and cost; `limits_backend` decides what is asked of the limits alone."""
+
+    def __init__(self, both: Composition, limits_backend: Backend, key: Key, cost: int) -> None:
+        both.limiter.check_cost(cost)
+        self._both, self._limiter, self._bulkhead = both, both.limiter, both.bulkhead
+        self._backend = limits_backend
+        self._key, self._cost = key, cost
+        self._texts = self._limiter.keys.texts(key)
+        self._keys = self._limiter.keys.of(self._texts)
+        self._held_back = 0
+        self.on_outage = both.on_outage
+
+    async def enter(self, backend: Backend, priority: PriorityLevel, timeout: float) -> Permit:
+        """A permit. Raises `RateLimitExceeded` or `BulkheadFullError`."""
+        if not self._both.together:
+            return await self._enter_apart(backend, priority, timeout)
+        limiter = self._limiter
+        self._held_back = limiter.held_back(priority)
+        now = backend.monotonic()
+        known = limiter.refusals.find(self._texts, self._cost, math.inf, self._held_back, now, exact=True)
+        if known is not None and known.retry_after > timeout:
+            raise limiter.exceeded(self._texts, known)
+        permit = await self._bulkhead.enter(backend, priority, timeout, self)
+        limiter.note(cast("Decision", permit.decision), self._texts)
+        return permit
+
+    def command(self, asked: Arguments) -> Command[Entry]:
+        """As `Way.command`."""
+        return self._both.commands.enter(self._keys, self._cost, self._held_back, asked)
+
+    def limited(self, entry: Entry, left: float) -> float:
+        """As `Way.limited`. Raises `RateLimitExceeded`."""
+        decision = cast("Answer", entry.answer).decision
+        self._limiter.remember(self._texts, self._cost, math.inf, self._held_back, decision)
+        if decision.retry_after > left:
+            raise self._limiter.exceeded(self._texts, decision)
+        return decision.retry_after
+
+    async def _enter_apart(self, backend: Backend, priority: PriorityLevel, timeout: float) -> Permit:
+        end = backend.monotonic() + timeout
+        reserved = await Reserved.of(self._limiter, self._backend, self._key, self._cost, timeout, priority)
+        try:
+            permit = await self._bulkhead.enter(backend, priority, max(0.0, end - backend.monotonic()))
+        except Exception:
+            await reserved.settle(self._backend, 0)
+            raise
+        except BaseException:
+            self._backend.detach(reserved.settle(self._backend, 0))
+            raise
+        permit.decision = reserved.answer.decision
+        return permit
+
+
+class Permits:
+    """The limits and the bulkhead of a resource, entered in one trip; made by `ResilienceService.permits`."""
+
+    def __init__(self, both: Composition, limits: Backends, slots: Backends) -> None:
+        self._both = both
+        self._limits_backend = limits.blocking
+        self._slots_backend = slots.blocking
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._both.limiter.name!r})"
+
+    def guard(
+        self,
+        key: Key = "",
+        cost: int = 1,
+        priority: PriorityLevel = PriorityLevel.NORMAL,
+        timeout: float | None = None,
+    ) -> SlotGuard:
+        """A context manager that takes `cost` of all limits for `key` and a slot, all or nothing; `as` gives `Permit`.
+
+        Waits for at most `timeout` seconds (None: as the bulkhead is configured) for both. Whoever waits for a slot has
+        been charged nothing. Raises `ValueError` for wrong arguments; entering raises `BulkheadFullError`, or
+        `RateLimitExceeded` as soon as a limit refuses for longer than there is time.
+        """
+        way = LimitsAndSlot(self._both, self._limits_backend, key, cost)
+        return SlotGuard(way, self._both.bulkhead, self._slots_backend, priority, timeout)
+
+
+@mirrors(Permits)
+class AsyncPermits:
+    def __init__(self, both: Composition, limits: Backends, slots: Backends) -> None:
+        self._both = both
+        self._limits_backend = limits.suspending
+        self._slots_backend = slots.suspending
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._both.limiter.name!r})"
+
+    def guard(
+        self,
+        key: Key = "",
+        cost: int = 1,
+        priority: PriorityLevel = PriorityLevel.NORMAL,
+        timeout: float | None = None,
+    ) -> AsyncSlotGuard:
+        way = LimitsAndSlot(self._both, self._limits_backend, key, cost)
+        return AsyncSlotGuard(way, self._both.bulkhead, self._slots_backend, priority, timeout)
