@@ -1,0 +1,164 @@
+"""The scripts of the bulkhead and their twins are one algorithm: same replies, same states, whatever comes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from conftest import Lane
+
+from shared_resilience import BulkheadConfig, LeakyBucket, PriorityLevel, SlidingWindow, TokenBucket, scripts
+from shared_resilience.backends import step
+from shared_resilience.backends.redis import RedisStore
+from shared_resilience.backends.wires import PoolWire
+from shared_resilience.bulkhead_commands import BulkheadCommands
+from shared_resilience.commands import Argument, Command, State
+from shared_resilience.keys import ResourceKeys
+from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
+from shared_resilience.permit_commands import PermitCommands
+
+STEPS, BATCH = 40_000, 250
+START = 1_763_880_000_000_000
+CRITICAL, HIGH, NORMAL, LOW, BACKGROUND = PriorityLevel
+CONFIGS = [
+    BulkheadConfig(2, 3),
+    BulkheadConfig(5, 1, reserved={CRITICAL: 0.2, NORMAL: 0.3}),
+    BulkheadConfig(1, 4, reserved={HIGH: 0.9}),
+    BulkheadConfig(3, 200, reserved={LOW: 0.5}),
+]
+LIMITS = LimitCommands([TokenBucket(4, 2), SlidingWindow(6, 3), LeakyBucket(5, 3)])
+LEASES = ["1", "20", "3000", "30000", "x", ""]
+VALUES = ["1", "2", "7", "0", "1000000000", "1.5", "many", ""]
+_numbers = itertools.count()
+
+
+def elapsed(source: random.Random) -> int:
+    kind = source.random()
+    if kind < 0.4:
+        return source.randint(0, 12)
+    if kind < 0.5:
+        return source.choice([1000, 20_000, 2_000_000, 3_000_000, 30_000_000]) + source.choice([-1, 0, 1])
+    if kind < 0.94:
+        return int(10 ** source.uniform(0, 6))
+    if kind < 0.97:
+        return -int(10 ** source.uniform(0, 8))
+    return int(10 ** source.uniform(6, 10))
+
+
+def wire_of(lane: Lane) -> PoolWire:
+    """One for all histories on a lane: each keeps a connection."""
+    wire: PoolWire = lane.__dict__.setdefault("wire", PoolWire(lane.pool, 5, theirs=False))
+    return wire
+
+
+class History:
+    """A random history, taken by the twins while it is thought up, and then by Redis."""
+
+    def __init__(self, lane: Lane, seed: int) -> None:
+        self.client = lane.client
+        self.source = random.Random(seed)
+        self.now = START
+        self.keys = ResourceKeys("slots", str(next(_numbers)))
+        self.limit_keys = (self.keys.overrides, *(self.keys.limit(label, "") for label in "abc"))
+        self.slots = [BulkheadCommands(self.keys, config, lambda: 0) for config in CONFIGS]
+        self.tokens = [f"w{number}:{LEASES[number % len(LEASES)]}" for number in range(12)]
+        self.places: dict[str, int] = {}
+        self.states: dict[str, State] = {}
+        self.ttls: dict[str, int] = {}
+        self.commands: list[Command[Any]] = []
+        self.expected: list[list[Any]] = []
+        self.asked: list[int] = []
+        self.times: list[int] = []
+        self.redis = RedisStore(wire_of(lane), lambda: self.times.pop(0))
+        for name in scripts.names():  # a script that is unknown in the middle of a pipeline would run out of order
+            self.client.script_load(scripts.load(name).text)
+
+    def foresee(self, number: int) -> History:
+        for _ in range(number):
+            self.then(elapsed(self.source), self.command())
+        return self
+
+    def then(self, elapsed_us: int, command: Command[Any]) -> list[Any]:
+        self.now = max(1, self.now + elapsed_us)
+        outcome = command.operation.twin(tuple(map(self.states.get, command.keys)), self.now, *command.args)
+        self.states.update(zip(command.keys, outcome.states, strict=True))
+        self.ttls.update((key, ttl) for key, ttl in zip(command.keys, outcome.ttls, strict=True) if ttl is not None)
+        reply = list(outcome.reply)
+        self.commands.append(command)
+        self.expected.append(reply)
+        self.asked.append(self.now)
+        if command.operation.script in ("bulkhead_enter", "permits_enter") and reply[-4]:
+            self.places[str(command.args[-8])] = int(reply[-4])
+        return reply
+
+    def command(self) -> Command[Any]:
+        source = self.source
+        slots, token = source.choice(self.slots), source.choice(self.tokens)
+        kinds: dict[Callable[[], Command[Any]], float] = {
+            lambda: slots.enter(self.wanted(slots, token)): 30,
+            lambda: self.permits(slots, token): 14,
+            lambda: slots.leave(token): 20,
+            lambda: slots.upkeep(self.pairs()): 22,
+            self.steer: 3,
+        }
+        return source.choices(list(kinds), list(kinds.values()))[0]()
+
+    def wanted(self, slots: BulkheadCommands, token: str) -> tuple[Argument, ...]:
+        source = self.source
+        place = self.places.get(token) if source.random() < 0.6 else None
+        asked = slots.asked(token, source.choice(list(PriorityLevel)), place, source.random() < 0.9)
+        alone = source.random() < 0.1
+        return (*asked[:-2], source.choice([2, 3, 9]), source.choice([0, 1, 4])) if alone else asked
+
+    def permits(self, slots: BulkheadCommands, token: str) -> Command[Any]:
+        held_back, cost = self.source.choice([0, 0, 250_000]), self.source.choice([1, 1, 2, 4])
+        command = PermitCommands(LIMITS, slots).enter(self.limit_keys, cost, held_back, self.wanted(slots, token))
+        share = self.source.choice([1, 1, 1, 3])
+        return command.with_arguments((command.args[0], share, *command.args[2:]))
+
+    def pairs(self) -> list[str]:
+        verbs = self.source.choices(["renew", "wait", "adopt", "drop"], [10, 20, 2, 1], k=self.source.randint(0, 6))
+        return [text for verb in verbs for text in (verb, self.source.choice(self.tokens))]
+
+    def steer(self) -> Command[Any]:
+        source = self.source
+        if source.random() < 0.3:
+            return Command(RESET, (*self.keys.slots, *self.limit_keys[1:]), ())
+        if source.random() < 0.3:
+            return Command(PAUSE_FOR, (self.keys.overrides,), (source.choice([0, 1000, 500_000]),))
+        field = source.choice(["bulkhead.max_concurrent_calls", "bulkhead.max_queue_size"])
+        return Command(OVERRIDE, (self.keys.overrides,), (field, source.choice(VALUES)))
+
+    def compare(self) -> None:
+        """Has Redis take the steps that the twins took."""
+        self.times[:] = self.asked
+        replies = step(self.redis.execute_all(self.commands))
+        for number, (reply, twin) in enumerate(zip(replies, self.expected, strict=True)):
+            plain = [item.decode() if isinstance(item, bytes) else item for item in reply]
+            assert plain == twin, f"step {number}: {self.commands[number]}"
+        for key in (*self.keys.slots, self.keys.overrides):
+            self._compare_state(key, self.states.get(key))
+        self.client.delete(*self.states)
+
+    def _compare_state(self, key: str, state: State) -> None:
+        if state is None:
+            assert not self.client.exists(key)
+        elif isinstance(state, int):
+            assert int(self.client.get(key)) == state
+        elif key == self.keys.overrides:
+            found = {field.decode(): value.decode() for field, value in self.client.hgetall(key).items()}
+            assert found == state
+            return
+        else:
+            found = {token.decode(): int(score) for token, score in self.client.zrange(key, 0, -1, withscores=True)}
+            assert found == dict(cast("Mapping[str, int]", state))
+        if state is not None:
+            assert self.ttls[key] - 3000 < self.client.pttl(key) <= self.ttls[key]
+
+
+def test_scripts_and_twins_agree_over_forty_thousand_random_steps(store: Lane, lane: str) -> None:
+    steps = STEPS if lane != "fakeredis" else 2_000
+    for seed in range(steps // BATCH):
+        History(store, seed).foresee(BATCH).compare()
