@@ -16,11 +16,11 @@ from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.commands import Arguments, Command
 from shared_resilience.errors import BulkheadFullError, ResilienceError
 from shared_resilience.holdings import Holdings
+from shared_resilience.overrides import BULKHEAD
 from shared_resilience.permit import Permit
 from shared_resilience.priority import PriorityLevel
 
 logger = logging.getLogger("shared_resilience")
-BULKHEAD = "bulkhead."
 
 
 class Way(Protocol):

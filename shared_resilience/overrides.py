@@ -1,4 +1,4 @@
-"""Live changes to limits and circuit breakers, and pauses: the twin of `lua/lib/overrides.lua`."""
+"""Live changes to limits, circuit breakers and bulkheads, and pauses: the twin of `lua/lib/overrides.lua`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ PER_LIMIT = 5
 
 
 BREAKER = "breaker."
+BULKHEAD = "bulkhead."
+SIZES = ("max_concurrent_calls", "max_queue_size")
+"""The numbers of a bulkhead that can be overridden."""
+
 _FIELD = re.compile(r"limit\.([A-Za-z0-9_.-]{1,64})\.(capacity|limit|refill_rate|leak_rate|window)")
 
 
@@ -31,10 +35,13 @@ def override_text(field: str, number: float) -> str:
         if breaker.finer == 1:
             return str(validation.count(field, number, int(breaker.low), int(breaker.high)))
         return f"{validation.number(field, number, breaker.low, breaker.high):.6f}"
+    if field.startswith(BULKHEAD) and field.removeprefix(BULKHEAD) in SIZES:
+        return str(validation.count(field, number))
     match = _FIELD.fullmatch(field)
     if not match:
         raise ValueError(
-            f"field is {field!r}, but must be one like 'limit.<label>.refill_rate' or 'breaker.window', as in `config`"
+            f"field is {field!r}, but must be one like 'limit.<label>.refill_rate', 'breaker.window' or "
+            "'bulkhead.max_concurrent_calls', as in `config`"
         )
     name = match[2]
     if name in ("capacity", "limit"):

@@ -11,7 +11,7 @@ from typing import cast
 
 from shared_resilience.commands import Argument, State, Step
 from shared_resilience.integers import LARGEST, MILLION
-from shared_resilience.overrides import Overrides
+from shared_resilience.overrides import BULKHEAD, Overrides
 
 PRIORITY = 10**15
 ALIVE_FOR = 2_000_000
@@ -57,7 +57,7 @@ class Slots:
 
     def set_size(self, overrides: Overrides, most: int, share: int, elsewhere: int) -> None:
         """Twin of `set_size`."""
-        self.size = max(1, (overrides.count("bulkhead.max_concurrent_calls") or most) // share) - elsewhere
+        self.size = max(1, (overrides.count(BULKHEAD + "max_concurrent_calls") or most) // share) - elsewhere
 
     def count_inside(self, enough: int) -> int:
         """Twin of `count_inside`."""
@@ -136,7 +136,7 @@ class Want:
         slots.set_size(overrides, int(most), int(share), int(elsewhere))
         self.longest = int(longest)
         if self.longest > 0:
-            self.longest = overrides.count("bulkhead.max_queue_size") or self.longest
+            self.longest = overrides.count(BULKHEAD + "max_queue_size") or self.longest
         size = slots.size + int(elsewhere)
         mine = slots.size - min(-(-size * int(held_back) // MILLION), size - 1)
         self.inside = slots.count_inside(mine)

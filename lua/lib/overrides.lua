@@ -1,8 +1,8 @@
 --- @include "integers"
 
 -- Live changes to the numbers of a resource, and its pause; written with redis-cli or by the library.
--- Fields: limit.<label>.<number> and breaker.<number>, as in the resource's `config`; and those of the pause,
--- paused_until_us and paused_for_us.
+-- Fields: limit.<label>.<number>, breaker.<number> and the sizes of the bulkhead, as in the resource's `config`; and
+-- those of the pause, paused_until_us and paused_for_us.
 -- Returns nil where there are none, as mostly: then nothing of what follows is even defined.
 local function read_overrides(key)
   local stored = redis.call("HGETALL", key)

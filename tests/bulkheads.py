@@ -1,0 +1,131 @@
+"""Bulkheads under test: callers that wait, as threads or tasks, and what they were given."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from conftest import Api
+from servers import poll
+
+from shared_resilience import BulkheadConfig, Permit, PriorityLevel
+from shared_resilience.backends import step
+
+NORMAL = PriorityLevel.NORMAL
+
+
+class Bulkhead:
+    """A bulkhead in the form of `api`, and shorthands for what tests do with it."""
+
+    def __init__(self, api: Api, config: BulkheadConfig | None = None, name: str = "payments") -> None:
+        self.api = api
+        self.bulkhead = api.service.get_or_create_bulkhead(name, config)
+        self.core = self.bulkhead._core
+        self.guards: dict[Permit, Any] = {}
+
+    def enter(self, priority: PriorityLevel = NORMAL, timeout: float = 0) -> Permit:
+        """Goes inside, as by a call that does not end."""
+        return enter(self.api, self.bulkhead.guard(priority, timeout), self.guards)
+
+    def leave(self, permit: Permit, error: BaseException | None = None) -> None:
+        guard, kind = self.guards.pop(permit), None if error is None else type(error)
+        asynchronous = self.api.form == "asyncio"
+        self.api(guard.__aexit__(kind, error, None) if asynchronous else guard.__exit__(kind, error, None))
+
+    @property
+    def backend(self) -> Any:
+        backends = self.api.runtime.backends_of(self.core)
+        return backends.blocking if self.api.form == "sync" else backends.suspending
+
+    def run(self, core: Coroutine[Any, Any, Any]) -> Any:
+        """What a coroutine of the core returns."""
+        return step(core) if self.api.form == "sync" else self.api(core)
+
+    def keep_up(self) -> None:
+        """Has the attendant's work done now."""
+        for holdings in self.core._holdings.values():
+            self.run(holdings.keep_up(self.backend))
+
+    def stats(self) -> Any:
+        return self.api(self.bulkhead.get_stats())
+
+    @property
+    def crowd(self) -> tuple[int, int]:
+        """How many are inside, and how many wait."""
+        stats = self.stats()
+        return stats["inside"], stats["waiting"]
+
+
+def enter(api: Api, guard: Any, guards: dict[Permit, Any]) -> Permit:
+    permit: Permit = api(guard.__enter__() if api.form == "sync" else guard.__aenter__())
+    guards[permit] = guard
+    return permit
+
+
+class Waiters:
+    """Callers that wait for a slot beside the test, each told apart by its name."""
+
+    def __init__(self, bulkhead: Bulkhead) -> None:
+        self.bulkhead = bulkhead
+        self.went_in: list[str] = []
+        self.permits: dict[str, Permit] = {}
+        self.raised: dict[str, BaseException] = {}
+        self._threads: list[threading.Thread] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def wait(self, name: str, priority: PriorityLevel = NORMAL, timeout: float = 60) -> None:
+        """Has one more wait, and returns when it stands in the queue."""
+        _, before = self.bulkhead.crowd
+        guard = self.bulkhead.bulkhead.guard(priority, timeout)
+        if self.bulkhead.api.form == "sync":
+            thread = threading.Thread(target=self._block, args=(name, guard), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        else:
+            self._tasks.append(self.bulkhead.api.loop.create_task(self._suspend(name, guard)))
+        self.until(lambda: self.bulkhead.crowd[1] == before + 1)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Lets the waiters go on until `condition` holds."""
+        api = self.bulkhead.api
+
+        def holds() -> object:
+            if api.form == "asyncio":
+                api(asyncio.sleep(0.002))
+            return condition()
+
+        poll(holds, "the waiters to go on")
+
+    def finish(self) -> None:
+        """Lets all come to their end."""
+        for thread in self._threads:
+            thread.join(10)
+        if self._tasks:
+            self.bulkhead.api(_all(self._tasks))
+
+    def cancel(self) -> None:
+        """Cancels the tasks that wait."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _block(self, name: str, guard: Any) -> None:
+        try:
+            with guard as permit:
+                self.went_in.append(name)
+                self.permits[name] = permit
+        except BaseException as error:
+            self.raised[name] = error
+
+    async def _suspend(self, name: str, guard: Any) -> None:
+        try:
+            async with guard as permit:
+                self.went_in.append(name)
+                self.permits[name] = permit
+        except BaseException as error:
+            self.raised[name] = error
+
+
+async def _all(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
