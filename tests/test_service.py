@@ -81,7 +81,7 @@ def test_statistics_are_plain_data(server: Server, prefix: str) -> None:
 
     stats = json.loads(json.dumps(service.get_comprehensive_stats()))
 
-    assert set(stats) == {"timestamp", "store", "fleet", "rate_limiters", "circuit_breakers"}
+    assert set(stats) == {"timestamp", "store", "fleet", "rate_limiters", "circuit_breakers", "bulkheads"}
     assert stats["store"] == {"usable": True, "answered": True}
     assert stats["rate_limiters"]["search"]["limits"] == {"token_bucket": {"capacity": 10, "refill_rate": 1}}
     service.close()
@@ -107,6 +107,6 @@ def test_a_printed_script_runs_by_hand(server: Server, prefix: str) -> None:
     text = scripts.load("rate_limiter").text
     with server.client() as client:
         bucket = ("token_bucket", "user", 5, 1, 1)
-        reply = client.eval(text, 2, f"{prefix}:o", f"{prefix}:b", 2, 1, -1, *bucket, "")
+        reply = client.eval(text, 2, f"{prefix}:o", f"{prefix}:b", 2, 1, -1, 0, *bucket, "")
 
     assert reply[:7] == [1, 1, 5, 3, 0, 2_000_000, 0]

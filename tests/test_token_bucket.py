@@ -218,7 +218,7 @@ def test_a_wrong_configuration_names_field_value_and_range(arguments: dict[str, 
 def test_the_first_part_of_the_twin_decides_a_usual_call_as_the_whole_does(
     stored: BucketState | None, cost: int, left: int
 ) -> None:
-    told = (cost, 1, -1, *TokenBucket(10, 1).arguments())
+    told = (cost, 1, -1, 0, *TokenBucket(10, 1).arguments())
 
     usual = token_bucket.take((None, stored), START, told)
 
@@ -234,7 +234,7 @@ def test_the_first_part_of_the_twin_decides_a_usual_call_as_the_whole_does(
 def test_the_first_part_of_the_twin_leaves_to_the_rest_what_is_not_usual(
     overrides: dict[str, str] | None, stored: BucketState | None, share: int
 ) -> None:
-    told = (1, share, -1, *TokenBucket(10, 1).arguments())
+    told = (1, share, -1, 0, *TokenBucket(10, 1).arguments())
 
     assert token_bucket.take((overrides, stored), START, told) is None
 

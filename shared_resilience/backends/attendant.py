@@ -124,6 +124,8 @@ class Attendant:
                     await charge.keep_up(self._backend)
                 except ResilienceError as error:
                     logger.warning("what calls hold could not be kept up: %s", error)
+                except Exception:  # the other charges need their attendant
+                    logger.exception("what calls hold could not be kept up")
         return min((charge.due() for charge in charges), default=math.inf)
 
     async def _listen(self, seconds: float) -> None:

@@ -14,6 +14,9 @@ from redis.client import PubSub
 from shared_resilience.backends.connecting import once
 from shared_resilience.backends.faults import FOREIGN
 
+BROKEN = (*FOREIGN, ValueError, TypeError, AttributeError)
+"""What redis-py raises when a connection fails, or when another thread closes it at just that moment."""
+
 DEAF_FOR = 1.0
 """Seconds after a failure during which nothing is heard, and nobody tries."""
 
@@ -81,7 +84,7 @@ class PoolEar(_Heard):
             confirmed = 0
             while confirmed < len(new):
                 confirmed += self._note(self._pubsub.get_message(timeout=self._patience))
-        except (*FOREIGN, ValueError):
+        except BROKEN:
             await self._fail()
             return False
         self._channels |= new
@@ -96,7 +99,7 @@ class PoolEar(_Heard):
         try:
             with once():
                 message = self._pubsub.get_message(timeout=seconds)
-        except FOREIGN:
+        except BROKEN:
             await self._fail()
             return None
         return _payload(message) if message is not None and message["type"] == "message" else None
@@ -132,7 +135,7 @@ class AsyncPoolEar(_Heard):
                 confirmed = 0
                 while confirmed < len(new):
                     confirmed += self._note(await self._pubsub.get_message(timeout=self._patience))
-        except (*FOREIGN, ValueError):
+        except BROKEN:
             await self._fail()
             return False
         self._channels |= new
@@ -147,7 +150,7 @@ class AsyncPoolEar(_Heard):
         try:
             with once():
                 message = await self._pubsub.get_message(timeout=seconds)
-        except FOREIGN:
+        except BROKEN:
             await self._fail()
             return None
         return _payload(message) if message is not None and message["type"] == "message" else None
