@@ -74,6 +74,8 @@ class Holdings:
         with self._lock:
             first, self._waiting[token] = not self._waiting, ticket
             told = token in self._unclaimed
+            if told:
+                self._unclaimed.remove(token)
         if told:
             ticket.wake()
         now = self._waited = self._monotonic()
