@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import breakers, fleets, footprint, growth, tripless, trips
+from benchmarks import breakers, fleets, footprint, growth, permits, tripless, trips
 from benchmarks.ground import Ground
 from benchmarks.rounds import Case, Effort
 from benchmarks.rows import BYTES, CLIENT, MICROSECONDS, PER_SECOND, RATIO, SERVER, SPREAD, Row
@@ -23,6 +23,7 @@ SECTIONS: dict[str, Section] = {
     "trips": Section(trips.measure_sync, (RATIO, MICROSECONDS, CLIENT, SERVER)),
     "asyncio": Section(trips.measure_asyncio, (RATIO, MICROSECONDS, CLIENT, SERVER, PER_SECOND)),
     "tripless": Section(tripless.measure, (MICROSECONDS, PER_SECOND)),
+    "permits": Section(permits.measure, (RATIO, MICROSECONDS, CLIENT, SERVER)),
     "breakers": Section(breakers.measure, (MICROSECONDS, CLIENT, SERVER)),
     "processes": Section(fleets.measure, (PER_SECOND, SERVER)),
     "growth": Section(growth.measure, (RATIO, MICROSECONDS, SPREAD)),

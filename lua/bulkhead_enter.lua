@@ -19,6 +19,18 @@
 --
 -- Reply: { state "inside", "waiting" or "full", place in the queue or 0, fencing number or 0, how many are inside, the
 --          token of the waiter that was told that it may be its turn, or "" }
+--- @include "free_slot"
+
+-- First what is asked by far most often, when there is a free slot and nobody waits. To define and run what decides
+-- everything, below, would take half as long again.
+if #redis.call("HGETALL", KEYS[1]) == 0 then
+  local inside = look_for_slot(2, 1)
+  if inside then
+    return { "inside", 0, hold_slot(KEYS[2], KEYS[5], ARGV[1], read_clock(ARGV[9])), inside + 1, "" }
+  end
+end
+
+-- Everything else.
 --- @include "enter"
 
 local slots, overrides = read_slots(2, read_clock(ARGV[9])), read_overrides(KEYS[1])

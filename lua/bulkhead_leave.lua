@@ -8,8 +8,13 @@
 -- ARGV[2]  now_us, "" for the server's clock
 --
 -- Reply: { 1 if it had a slot, else 0, token of the waiter that was told that it may be its turn, or "" }
+
+local left = redis.call("ZREM", KEYS[1], ARGV[1])
+if redis.call("EXISTS", KEYS[2]) == 0 then
+  return { left, "" } -- as mostly; there is nothing to define for it
+end
+
 --- @include "queue"
 
-local slots, token = read_slots(1, read_clock(ARGV[2])), ARGV[1]
-local left = redis.call("ZREM", slots.holders, token)
-return { left, left == 1 and wake_first(slots) or leave_queue(slots, token) }
+local slots = read_slots(1, read_clock(ARGV[2]))
+return { left, left == 1 and wake_first(slots) or leave_queue(slots, ARGV[1]) }

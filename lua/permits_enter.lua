@@ -8,6 +8,24 @@
 -- ARGV[#]  now_us, "" for the server's clock
 --
 -- Reply: as rate_limiter.lua, then as bulkhead_enter.lua, whose state may also be "limited"
+--- @include "free_slot"
+--- @include "usual"
+
+-- First what is usual, as in token_bucket.lua and bulkhead_enter.lua.
+do
+  local cost, now = check_usual()
+  local slots, asked = #KEYS - 3, #ARGV - 8
+  local inside = cost and look_for_slot(slots, asked)
+  if inside then
+    local reply = { 1, 0, 0, LARGEST, 0, 0, 0, now, "", "inside", 0, 0, inside + 1, "" }
+    if take_usual(2, slots - 1, cost, now, reply) then
+      reply[12] = hold_slot(KEYS[slots], KEYS[slots + 3], ARGV[asked], now)
+      return reply
+    end
+  end
+end
+
+-- Everything else.
 --- @include "enter"
 --- @include "leaky_bucket"
 --- @include "limits"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import secrets
 import threading
-from collections.abc import Hashable
-from typing import Protocol
+from collections.abc import Coroutine, Hashable
+from typing import Any, Protocol
 
 from shared_resilience.backends import Backend, OnOutage
 from shared_resilience.backends.process import Component, Process
-from shared_resilience.bulkhead_commands import BulkheadCommands, Entry, Left
+from shared_resilience.bulkhead_commands import BulkheadCommands, Call, Entry, Left
 from shared_resilience.bulkhead_config import BulkheadConfig
-from shared_resilience.commands import Arguments, Command
+from shared_resilience.commands import Command
 from shared_resilience.errors import BulkheadFullError, ResilienceError
 from shared_resilience.holdings import Holdings
 from shared_resilience.overrides import BULKHEAD
@@ -28,8 +29,8 @@ class Way(Protocol):
 
     on_outage: OnOutage
 
-    def command(self, asked: Arguments) -> Command[Entry]:
-        """The command for a call that `asked` tells of."""
+    def command(self, call: Call) -> Command[Entry]:
+        """The command that asks for `call`."""
 
     def limited(self, entry: Entry, left: float) -> float:
         """In how many seconds a limit that refused may be asked again. Raises if that is more than is `left`."""
@@ -63,26 +64,22 @@ class Admission(Component):
         self._lease_ms = round(config.lease * 1000)
         self._monotonic = process.clock.monotonic
         self._era = 0
-        self._holdings: dict[Hashable, Holdings] = {}
+        self.after_fork()
 
     def after_fork(self) -> None:
         self._era += 1
         self._lock = threading.Lock()
-        self._holdings = {}
+        self._holdings: dict[Hashable, Holdings] = {}
+        self._stem, self._numbers = secrets.token_hex(6), itertools.count()
 
     # Going inside.
 
-    async def enter(self, backend: Backend, priority: PriorityLevel, timeout: float, way: Way | None = None) -> Permit:
+    def enter(
+        self, backend: Backend, priority: PriorityLevel, timeout: float, way: Way | None = None
+    ) -> Coroutine[Any, Any, Permit]:
         """A permit, waited for. Raises `BulkheadFullError`, and what a limit raises on the `way`."""
-        token = f"{self._process.heartbeat.worker_id}:{secrets.token_hex(6)}:{self._lease_ms}"
-        visit = Visit(self, backend, way or self._alone, priority, token, timeout)
-        try:
-            return await visit.enter()
-        except BaseException:
-            if visit.may_hold:
-                visit.holdings.give_up(token)
-                backend.detach(self.withdraw(backend, token))
-            raise
+        token = f"{self._process.heartbeat.worker_id}:{self._stem}{next(self._numbers):x}:{self._lease_ms}"
+        return Visit(self, backend, way or self._alone, priority, token, timeout).enter()
 
     async def withdraw(self, backend: Backend, token: str) -> None:
         try:
@@ -90,7 +87,8 @@ class Admission(Component):
         except ResilienceError as error:
             logger.warning("a place in the bulkhead %r could not be given back: %s", self.name, error)
         else:
-            self.tell(left.told)
+            if left.told:
+                self.tell(left.told)
 
     def holdings_of(self, backend: Backend) -> Holdings:
         """What callers of `backend` hold here."""
@@ -112,8 +110,7 @@ class Admission(Component):
 
     def tell(self, token: str) -> None:
         """Wakes a waiter, should it be of this process; others hear of it by Redis."""
-        if token:
-            any(holdings.told(token) for holdings in list(self._holdings.values()))
+        any(holdings.told(token) for holdings in list(self._holdings.values()))
 
     def _held_by_redis(self) -> int:
         held = [permit for holdings in list(self._holdings.values()) for permit in holdings.held.copy().values()]
@@ -145,7 +142,8 @@ class Admission(Component):
         except BaseException:
             holdings.give_up(permit.token)
             raise
-        self.tell(left.told)
+        if left.told:
+            self.tell(left.told)
         if left.source != permit.source:
             self._leave_the_other(leave, permit, holdings)
         elif permit.doubtful and left.source == "local":
@@ -157,7 +155,9 @@ class Admission(Component):
             holdings.give_up(permit.token)
             holdings.missed()
         else:
-            self.tell(leave.operation.decode(self._process.local.execute(leave), "local").told)
+            left = leave.operation.decode(self._process.local.execute(leave), "local")
+            if left.told:
+                self.tell(left.told)
 
     def _lost(self, permit: Permit) -> None:
         self.resource.count("bulkhead.lost")
@@ -168,7 +168,8 @@ class Admission(Component):
     async def stats(self, backend: Backend) -> dict[str, object]:
         """How many are inside and wait, as of now."""
         kept = await backend.run(self.commands.upkeep(()), self.resource)
-        self.tell(kept.told)
+        if kept.told:
+            self.tell(kept.told)
         return {"inside": kept.inside, "waiting": kept.waiting, **self.known()}
 
     def known(self) -> dict[str, object]:
@@ -185,33 +186,43 @@ class Admission(Component):
 
 
 class Visit:
-    """One call that wants a slot. `may_hold` says whether the store may hold something in its name."""
+    """One call that wants a slot."""
 
     def __init__(
         self, core: Admission, backend: Backend, way: Way, priority: PriorityLevel, token: str, timeout: float
     ) -> None:
-        self.may_hold = False
-        self.holdings = core.holdings_of(backend)
         self._core, self._backend, self._way = core, backend, way
         self._priority, self._token, self._timeout = priority, token, timeout
-        self._place: int | None = None
+        self._may_hold = False
+        """Whether the store may hold something in the name of this call."""
         self._waited = False
 
     async def enter(self) -> Permit:
         """The permit. Raises `BulkheadFullError`."""
         core, backend = self._core, self._backend
+        try:
+            return await self._ask_and_wait()
+        except BaseException:
+            if self._may_hold:
+                core.holdings_of(backend).give_up(self._token)
+                backend.detach(core.withdraw(backend, self._token))
+            raise
+
+    async def _ask_and_wait(self) -> Permit:
+        core, backend = self._core, self._backend
         may_wait = self._timeout > 0 and not core.config.shadow
         began = asked_at = backend.monotonic()
-        end = began + self._timeout
+        end, place = began + self._timeout, None
         while True:
-            asked = core.commands.asked(self._token, self._priority, self._place, may_wait)
-            self.may_hold, sent = True, backend.source() == "redis"
-            entry = await backend.run(self._way.command(asked), core.resource, self._way.on_outage)
-            core.tell(entry.told)
+            command = self._way.command(Call(self._token, self._priority, may_wait, place))
+            self._may_hold, sent = True, backend.source() == "redis"
+            entry = await backend.run(command, core.resource, self._way.on_outage)
+            if entry.told:
+                core.tell(entry.told)
             if entry.state == "inside":
                 return self._inside(entry, asked_at, sent)
-            self.may_hold = entry.state == "waiting"
-            self._place = entry.place or None
+            self._may_hold = entry.state == "waiting"
+            place = entry.place or None
             left = end - backend.monotonic()
             if entry.state == "limited":
                 await backend.sleep(self._way.limited(entry, left))
@@ -222,12 +233,12 @@ class Visit:
     async def _wait(self, seconds: float) -> bool:
         """Waits in the queue; whether its turn may have come."""
         self._waited = True
-        ticket = self._backend.ticket()
-        self.holdings.wait_for(self._token, ticket)
+        holdings, ticket = self._core.holdings_of(self._backend), self._backend.ticket()
+        holdings.wait_for(self._token, ticket)
         try:
             return seconds > 0 and await ticket.wait(seconds)
         finally:
-            self.holdings.wait_no_more(self._token)
+            holdings.wait_no_more(self._token)
 
     def _inside(self, entry: Entry, asked_at: float, sent: bool) -> Permit:
         core = self._core
@@ -238,14 +249,14 @@ class Visit:
             core.resource.count("bulkhead.waited")
         if entry.source == "local":
             core.resource.count("bulkhead.decided_locally")
-        self.holdings.hold(permit)
+        core.holdings_of(self._backend).hold(permit)
         return permit
 
     async def _refused(self, entry: Entry, began: float) -> Permit:
         core = self._core
-        if self.may_hold:
+        if self._may_hold:
             await core.withdraw(self._backend, self._token)
-            self.may_hold = False
+            self._may_hold = False
         waited = self._backend.monotonic() - began
         outcome = "bulkhead.shadow_refused" if core.config.shadow else "bulkhead.refused"
         core.resource.count(outcome)

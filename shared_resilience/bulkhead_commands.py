@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from shared_resilience import slots
 from shared_resilience.bulkhead_config import BulkheadConfig
-from shared_resilience.commands import Argument, Arguments, Command, Operation, Reply, Source
+from shared_resilience.commands import Argument, Arguments, Command, Mold, Operation, Reply, Source
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.limit_commands import Answer
 from shared_resilience.priority import PriorityLevel, held_back
@@ -17,6 +17,15 @@ INSIDE: Reply = ("inside", 0, 0, 1, "")
 
 FULL: Reply = ("full", 0, 0, 0, "")
 """The reply when Redis is away and calls are to be refused."""
+
+
+class Call(NamedTuple):
+    """A call that wants a slot. It has a `place` in the queue if it has waited."""
+
+    token: str
+    priority: PriorityLevel
+    may_wait: bool
+    place: int | None
 
 
 class Entry(NamedTuple):
@@ -32,7 +41,7 @@ class Entry(NamedTuple):
     inside: int
     told: str
     source: Source
-    answer: Answer | None = None
+    answer: Answer | None
 
 
 class Left(NamedTuple):
@@ -57,14 +66,15 @@ def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def entry_of(reply: Any, source: Source) -> Entry:
-    """A reply, decoded."""
+def entry_of(reply: Any, source: Source, answer: Answer | None = None) -> Entry:
+    """A reply, decoded, with the `answer` of the limits."""
     state, place, fencing, inside, told = reply
-    return Entry(text(state), place, fencing, inside, text(told), source)
+    return tuple.__new__(Entry, (text(state), place, fencing, inside, told and text(told), source, answer))
 
 
 def _left_of(reply: Any, source: Source) -> Left:
-    return Left(text(reply[1]), source)
+    told = reply[1]
+    return Left(told and text(told), source)
 
 
 def _kept_of(reply: Any, source: Source) -> Kept:
@@ -90,24 +100,36 @@ class BulkheadCommands:
         self._elsewhere = elsewhere
         self._enter = Operation("bulkhead_enter", slots.enter, entry_of, self.share, INSIDE, FULL)
         self._upkeep = Operation("bulkhead_upkeep", slots.upkeep, _kept_of, self._share_of_upkeep)
+        self._leave = Mold(LEAVE, self.keys[:3])
+        self._newcomers = {
+            (priority, may_wait): Mold(
+                self._enter, (self._overrides, *self.keys), after=self.asked(Call("", priority, may_wait, None))
+            )
+            for priority in PriorityLevel
+            for may_wait in (False, True)
+        }
 
-    def asked(self, token: str, priority: PriorityLevel, place: int | None, may_wait: bool) -> Arguments:
-        """The arguments by which scripts are told of a call that wants a slot, with its `place` if it has waited."""
+    def asked(self, call: Call) -> Arguments:
+        """The arguments that tell of a call that wants a slot, behind its token."""
+        _, priority, may_wait, place = call
         longest = self._longest if may_wait else 0
         before: Argument = "" if place is None else place
-        return token, int(priority), before, self._most, longest, self._held_back[priority], 1, 0
+        return int(priority), before, self._most, longest, self._held_back[priority], 1, 0
 
     def share(self, n: int, *asked: Argument) -> Arguments:
         """What `asked` has made, last among other arguments, for one of `n` workers that each decide alone."""
         return *asked[:-2], n, self._elsewhere()
 
-    def enter(self, asked: Arguments) -> Command[Entry]:
+    def enter(self, call: Call) -> Command[Entry]:
         """Takes a slot, or a place in the queue."""
-        return Command(self._enter, (self._overrides, *self.keys), asked)
+        token, priority, may_wait, place = call
+        if place is None:
+            return self._newcomers[priority, may_wait].cast(token)
+        return Command(self._enter, (self._overrides, *self.keys), (token, *self.asked(call)))
 
     def leave(self, token: str) -> Command[Left]:
         """Gives back what `token` has: a slot, or a place in the queue."""
-        return Command(LEAVE, self.keys[:3], (token,))
+        return self._leave.cast(token)
 
     def upkeep(self, pairs: Iterable[str]) -> Command[Kept]:
         """Does what `bulkhead_upkeep.lua` does for pairs of a verb and a token."""

@@ -63,15 +63,19 @@ class Operation(Generic[R]):
 class Command(Generic[R]):
     """An operation on some keys with some arguments. The backend appends the argument `now_us`.
 
-    `request` is for the backend, which keeps there what it makes of a command that is sent again and again.
+    `request` is for the backend, which keeps there what it makes of a command that is sent again and again; `mold` is
+    what the command was cast in.
     """
 
-    __slots__ = ("args", "keys", "operation", "request")
+    __slots__ = ("args", "keys", "mold", "operation", "request")
 
-    def __init__(self, operation: Operation[R], keys: tuple[str, ...], args: Arguments) -> None:
+    def __init__(
+        self, operation: Operation[R], keys: tuple[str, ...], args: Arguments, mold: Mold[R] | None = None
+    ) -> None:
         self.operation = operation
         self.keys = keys
         self.args = args
+        self.mold = mold
         self.request: object | None = None
 
     def __repr__(self) -> str:
@@ -84,3 +88,25 @@ class Command(Generic[R]):
     def share(self, n: int) -> Command[R]:
         """This command for one of `n` workers that each decide alone."""
         return self.with_arguments(self.operation.share(n, *self.args))
+
+
+class Mold(Generic[R]):
+    """Commands that are alike but for one text among their arguments, which stands between `before` and `after`.
+
+    `packed` is for the backend, which keeps there what they have in common.
+    """
+
+    __slots__ = ("after", "before", "keys", "operation", "packed")
+
+    def __init__(
+        self, operation: Operation[R], keys: tuple[str, ...], before: Arguments = (), after: Arguments = ()
+    ) -> None:
+        self.operation = operation
+        self.keys = keys
+        self.before = before
+        self.after = after
+        self.packed: tuple[bytes, bytes] | None = None
+
+    def cast(self, text: str) -> Command[R]:
+        """The command with `text`."""
+        return Command(self.operation, self.keys, (*self.before, text, *self.after), self)

@@ -21,6 +21,9 @@ from shared_resilience.priority import PriorityLevel, priority_of
 from shared_resilience.refusals import Refusals
 from shared_resilience.sent_commands import SentCommands
 
+Asked = tuple[Texts, int, float, int]
+"""The keys, the cost, the longest delay, and what is held back."""
+
 REMEMBERED = -1
 """When an answer was decided that a process gives itself, out of its memory."""
 
@@ -41,7 +44,7 @@ class Limiter(Component):
         self._labels = tuple(limit.label for limit in config.limits)
         self._most = min(limit.most for limit in config.limits)
         self._ignored: set[str] = set()
-        self._sent = SentCommands()
+        self._sent: SentCommands[Asked, Command[Answer]] = SentCommands()
         self._held_back = priorities.held_back(config.reserved)
         self.leases = self._no_leases()
         self._monotonic = process.clock.monotonic

@@ -23,6 +23,7 @@ class LimiterKeys:
         self._name = name
         self._partitioned = config.partitioned
         self._labels = tuple(limit.label for limit in config.limits)
+        self._known = frozenset(self._labels)
 
     def texts(self, key: Key) -> Texts:
         """The key of each limit. Raises `ValueError` for a mapping with labels that are none, or of a partition."""
@@ -30,9 +31,9 @@ class LimiterKeys:
             return (str(key),) * len(self._labels)
         if self._partitioned:
             raise ValueError(f"key is a mapping, but {self._name!r} is partitioned and has one key for all its limits")
-        if unknown := sorted(set(key) - set(self._labels)):
-            raise ValueError(f"key has the labels {unknown}, but {self._name!r} has only {list(self._labels)}")
-        return tuple(str(key.get(label, "")) for label in self._labels)
+        if unknown := key.keys() - self._known:
+            raise ValueError(f"key has the labels {sorted(unknown)}, but {self._name!r} has only {list(self._labels)}")
+        return tuple([str(key.get(label, "")) for label in self._labels])
 
     def of(self, texts: Texts) -> tuple[str, ...]:
         """The key of the overrides, and that of each limit; of a partition, they are in a slot of their own."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared_resilience import limits
-from shared_resilience.bulkhead_commands import FULL, INSIDE, BulkheadCommands, Entry, entry_of
-from shared_resilience.commands import Argument, Arguments, Command, Operation, Source, State, Step
+from shared_resilience.bulkhead_commands import FULL, INSIDE, BulkheadCommands, Call, Entry, entry_of
+from shared_resilience.commands import Argument, Arguments, Command, Mold, Operation, Source, State, Step
 from shared_resilience.limit_commands import ALLOWED, DENIED, Keys, LimitCommands
 from shared_resilience.slots import TOLD, Slots, Want
 
@@ -37,18 +37,22 @@ class PermitCommands:
 
     def __init__(self, of_limits: LimitCommands, of_slots: BulkheadCommands) -> None:
         self._limits, self._slots = of_limits, of_slots
+        decode = of_limits.decode
 
         def decode_both(reply: Any, source: Source) -> Entry:
-            answer = of_limits.decode(reply[:OF_LIMITS], source)
-            return entry_of(reply[OF_LIMITS:], source)._replace(answer=answer)
+            return entry_of(reply[OF_LIMITS:], source, decode(reply[:OF_LIMITS], source))
 
         allowed, denied = (*ALLOWED, *INSIDE), (*DENIED, *FULL)
         self._enter = Operation("permits_enter", enter, decode_both, self._share, allowed, denied)
 
-    def enter(self, keys: Keys, cost: int, held_back: int, asked: Arguments) -> Command[Entry]:
-        """Takes `cost` of all limits and the slot that `asked` tells of, or a place in the queue."""
-        args = (*self._limits.asked(cost, held_back=held_back), *asked)
-        return Command(self._enter, (*keys, *self._slots.keys), args)
+    def like(self, keys: Keys, cost: int, held_back: int, call: Call) -> Mold[Entry]:
+        """Commands like `enter` for calls that are like this one but for their tokens."""
+        asked = self._limits.asked(cost, held_back=held_back)
+        return Mold(self._enter, (*keys, *self._slots.keys), asked, self._slots.asked(call))
+
+    def enter(self, keys: Keys, cost: int, held_back: int, call: Call) -> Command[Entry]:
+        """Takes `cost` of all limits and a slot, or a place in the queue."""
+        return self.like(keys, cost, held_back, call).cast(call.token)
 
     def _share(self, n: int, cost: Argument, share: int, *rest: Argument) -> Arguments:
         return cost, share * n, *self._slots.share(n, *rest)

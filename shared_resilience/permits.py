@@ -7,18 +7,22 @@ from typing import cast
 
 from shared_resilience.admission import Admission
 from shared_resilience.backends import Backend, Backends, OnOutage
-from shared_resilience.bulkhead_commands import Entry
-from shared_resilience.commands import Arguments, Command
+from shared_resilience.bulkhead_commands import Call, Entry
+from shared_resilience.commands import Command, Mold
 from shared_resilience.decision import Decision
 from shared_resilience.functions import mirrors
 from shared_resilience.limit_commands import Answer
 from shared_resilience.limiter import Limiter
-from shared_resilience.limiter_keys import Key
+from shared_resilience.limiter_keys import Key, Texts
 from shared_resilience.permit import Permit
 from shared_resilience.permit_commands import PermitCommands
 from shared_resilience.priority import PriorityLevel
 from shared_resilience.reservation import Reserved
+from shared_resilience.sent_commands import SentCommands
 from shared_resilience.slot_guard import AsyncSlotGuard, SlotGuard
+
+Asked = tuple[Texts, int, PriorityLevel, bool]
+"""The keys, the cost, the priority, and whether the call may wait."""
 
 STRICTEST_FIRST: tuple[OnOutage, ...] = ("raise", "deny", "local", "allow")
 
@@ -34,6 +38,7 @@ class Composition:
     def __init__(self, limiter: Limiter, bulkhead: Admission) -> None:
         self.limiter, self.bulkhead = limiter, bulkhead
         self.commands = PermitCommands(limiter.commands, bulkhead.commands)
+        self.sent: SentCommands[Asked, Mold[Entry]] = SentCommands()
         self.on_outage = min(limiter.config.on_outage, bulkhead.on_outage, key=STRICTEST_FIRST.index)
         of_limits = limiter.config
         apart = limiter.commands.may_delay or of_limits.shadow or of_limits.partitioned or of_limits.lease_tokens
@@ -44,12 +49,12 @@ class LimitsAndSlot:
     """The way in for one key and cost; `limits_backend` decides what is asked of the limits alone."""
 
     def __init__(self, both: Composition, limits_backend: Backend, key: Key, cost: int) -> None:
-        both.limiter.check_cost(cost)
-        self._both, self._limiter, self._bulkhead = both, both.limiter, both.bulkhead
+        limiter = self._limiter = both.limiter
+        limiter.check_cost(cost)
+        self._both, self._bulkhead = both, both.bulkhead
         self._backend = limits_backend
         self._key, self._cost = key, cost
-        self._texts = self._limiter.keys.texts(key)
-        self._keys = self._limiter.keys.of(self._texts)
+        self._texts = limiter.keys.texts(key)
         self._held_back = 0
         self.on_outage = both.on_outage
 
@@ -57,19 +62,28 @@ class LimitsAndSlot:
         """A permit. Raises `RateLimitExceeded` or `BulkheadFullError`."""
         if not self._both.together:
             return await self._enter_apart(backend, priority, timeout)
-        limiter = self._limiter
-        self._held_back = limiter.held_back(priority)
-        now = backend.monotonic()
-        known = limiter.refusals.find(self._texts, self._cost, math.inf, self._held_back, now, exact=True)
-        if known is not None and known.retry_after > timeout:
-            raise limiter.exceeded(self._texts, known)
+        limiter, texts = self._limiter, self._texts
+        held_back = self._held_back = limiter.held_back(priority)
+        if texts in limiter.refusals:
+            now = backend.monotonic()
+            known = limiter.refusals.find(texts, self._cost, math.inf, held_back, now, exact=True)
+            if known is not None and known.retry_after > timeout:
+                raise limiter.exceeded(texts, known)
         permit = await self._bulkhead.enter(backend, priority, timeout, self)
-        limiter.note(cast("Decision", permit.decision), self._texts)
+        limiter.note(cast("Decision", permit.decision), texts)
         return permit
 
-    def command(self, asked: Arguments) -> Command[Entry]:
+    def command(self, call: Call) -> Command[Entry]:
         """As `Way.command`."""
-        return self._both.commands.enter(self._keys, self._cost, self._held_back, asked)
+        both, cost, held_back = self._both, self._cost, self._held_back
+        if call.place is not None:
+            return both.commands.enter(self._limiter.keys.of(self._texts), cost, held_back, call)
+        asked = (self._texts, cost, call.priority, call.may_wait)
+        mold = both.sent.get(asked)
+        if mold is None:
+            mold = both.commands.like(self._limiter.keys.of(self._texts), cost, held_back, call)
+            both.sent.keep(asked, mold)
+        return mold.cast(call.token)
 
     def limited(self, entry: Entry, left: float) -> float:
         """As `Way.limited`. Raises `RateLimitExceeded`."""

@@ -1,9 +1,12 @@
-"""Commands of a limiter that were sent before: checked and packed, to be sent again."""
+"""Commands that were sent before: checked and packed, to be sent again."""
 
 from __future__ import annotations
 
-from shared_resilience.commands import Command
-from shared_resilience.limit_commands import Answer
+from collections.abc import Hashable
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 MOST = 4096
 """Commands that are kept."""
@@ -11,18 +14,18 @@ MOST = 4096
 FLOOD = 16 * MOST
 """Commands that find no place before all places are made free."""
 
-Asked = tuple[tuple[str, ...], int, float, int]
-"""The keys, the cost, the longest delay, and what is held back."""
 
+class SentCommands(dict[K, V]):
+    """Commands, or molds of them, by what they ask.
 
-class SentCommands(dict[Asked, Command[Answer]]):
-    """The commands by what they ask. In a flood of keys few are kept, and those rarely change: that costs time, too."""
+    In a flood of keys few are kept, and those rarely change: that costs time, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._found_no_place = 0
 
-    def keep(self, asked: Asked, command: Command[Answer]) -> None:
+    def keep(self, asked: K, command: V) -> None:
         """Keeps `command` if there is room."""
         if len(self) < MOST:
             self[asked] = command

@@ -189,8 +189,9 @@ def enter(states: Sequence[State], now: int, *told: Argument) -> Step:
 def leave(states: Sequence[State], now: int, token: str) -> Step:
     """Twin of `bulkhead_leave.lua`."""
     slots = Slots(states, now)
-    left = slots.holders.pop(token, None) is not None
-    told = (slots.first_waiter() or "") if left else slots.leave_queue(token)
+    left, told = slots.holders.pop(token, None) is not None, ""
+    if slots.queue:
+        told = (slots.first_waiter() or "") if left else slots.leave_queue(token)
     return Step(slots.states, slots.ttls, (int(left), told))
 
 

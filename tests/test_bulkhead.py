@@ -19,6 +19,7 @@ from shared_resilience import (
     ResilienceService,
     StoreUnavailableError,
 )
+from shared_resilience.bulkhead_commands import Call
 from shared_resilience.testing import ManualClock
 
 CRITICAL, HIGH, NORMAL, LOW, BACKGROUND = PriorityLevel
@@ -161,7 +162,7 @@ def test_waiters_go_in_by_priority_and_then_by_arrival(api: Api) -> None:
 def test_a_newcomer_never_passes_a_waiter_of_its_priority_but_one_of_a_lower(api: Api) -> None:
     bulkhead = Bulkhead(api, BulkheadConfig(1, 10))
     commands, inside = bulkhead.core.commands, bulkhead.enter()
-    somebody = commands.enter(commands.asked("somebody:x:30000", NORMAL, None, may_wait=True))
+    somebody = commands.enter(Call("somebody:x:30000", NORMAL, may_wait=True, place=None))
     entry = bulkhead.run(bulkhead.backend.run(somebody, bulkhead.core.resource))
     bulkhead.leave(inside)
 

@@ -21,7 +21,7 @@ from shared_resilience import (
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
-from shared_resilience.bulkhead_commands import BulkheadCommands
+from shared_resilience.bulkhead_commands import BulkheadCommands, Call
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Command, Operation
 from shared_resilience.evidence import EVIDENCE
@@ -32,9 +32,9 @@ from shared_resilience.limits import Limit
 from shared_resilience.permit_commands import PermitCommands
 
 PINNED = {
-    "bulkhead_enter": "687716aa062d24e2bf4f807327aec5dea69ca92d",
-    "bulkhead_leave": "8457766e6ebff2b051859db97f10a4cb30c10c33",
-    "bulkhead_upkeep": "926649dd7f2c51616cdbd73f22e6f703d3b924ce",
+    "bulkhead_enter": "fa4b8a71f5fffc37e023d4aa12d50123de9e0243",
+    "bulkhead_leave": "abe422f85a2e2ca890de8cdedcec4fa211900e7c",
+    "bulkhead_upkeep": "fb48dda7e91e6ba251a61fdca5fc0917eeb09714",
     "circuit_breaker_control": "51b1c5d79ad24f174923cfd2c54e686d1ea87352",
     "circuit_breaker_probe": "43c82923cb8087c7d9cac36c7fc19b1084ca7895",
     "circuit_breaker_settle": "3dd169a4dc6c2594b5c6b78303c65e3966b40545",
@@ -42,7 +42,7 @@ PINNED = {
     "heartbeat": "75d0a8faf97aa1bffcd2857562c809e5309ebd59",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
     "leaky_bucket": "d67ac8321cb28ef977b7492ef1629785bd08c8d0",
-    "permits_enter": "16f1651c15f2cff7b4e64db227cbe67a4262c5e3",
+    "permits_enter": "14ebc766fcd41b562cd1aaca7590156cc5f6b195",
     "rate_limiter": "6ce13d671d852e7eabe3a04250be87dbd9b00806",
     "rate_limiter_override": "c5823d1b977dca9d694ce039b85fd57bc47e6cfe",
     "rate_limiter_pause": "3e3b595c9abdce76046212a95cdcf19c04dba955",
@@ -50,7 +50,7 @@ PINNED = {
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
     "rate_limiter_settle": "d862bc8f01c20801a5308ee111826ce48c234f0b",
     "sliding_window": "08d40c230db70c4d6ad4ef9a6c4e81a155f516a2",
-    "token_bucket": "4ad587adc5993cb8c5a13b7060815bd286d7f8b3",
+    "token_bucket": "f1dc8cd887f24e9ddfa57f75602d8ade31ceff4c",
     "token_bucket_lease": "53810de3db25327418f0c0a46899a967a8fa86b9",
 }
 
@@ -74,7 +74,7 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     of_one_kind = [("token_bucket", LIMITS[0], keys[1]), ("sliding_window", LIMITS[1], keys[2])]
     of_one_kind += [("leaky_bucket", LIMITS[3], keys[4])]
     of_slots = BulkheadCommands(ResourceKeys(prefix, "a"), BulkheadConfig(), lambda: 0)
-    wanted = of_slots.asked("w1:a:30000", PriorityLevel.NORMAL, None, may_wait=True)
+    wanted = Call("w1:a:30000", PriorityLevel.NORMAL, True, None)
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
         "rate_limiter": of_limits.take(keys, 1),

@@ -13,8 +13,8 @@ from shared_resilience import BulkheadConfig, LeakyBucket, PriorityLevel, Slidin
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
-from shared_resilience.bulkhead_commands import BulkheadCommands
-from shared_resilience.commands import Argument, Command, State
+from shared_resilience.bulkhead_commands import BulkheadCommands, Call
+from shared_resilience.commands import Command, State
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.permit_commands import PermitCommands
@@ -97,7 +97,7 @@ class History:
         source = self.source
         slots, token = source.choice(self.slots), source.choice(self.tokens)
         kinds: dict[Callable[[], Command[Any]], float] = {
-            lambda: slots.enter(self.wanted(slots, token)): 30,
+            lambda: self.enter(slots, token): 30,
             lambda: self.permits(slots, token): 14,
             lambda: slots.leave(token): 20,
             lambda: slots.upkeep(self.pairs()): 22,
@@ -105,16 +105,25 @@ class History:
         }
         return source.choices(list(kinds), list(kinds.values()))[0]()
 
-    def wanted(self, slots: BulkheadCommands, token: str) -> tuple[Argument, ...]:
+    def call(self, token: str) -> Call:
         source = self.source
         place = self.places.get(token) if source.random() < 0.6 else None
-        asked = slots.asked(token, source.choice(list(PriorityLevel)), place, source.random() < 0.9)
-        alone = source.random() < 0.1
-        return (*asked[:-2], source.choice([2, 3, 9]), source.choice([0, 1, 4])) if alone else asked
+        return Call(token, source.choice(list(PriorityLevel)), source.random() < 0.9, place)
+
+    def enter(self, slots: BulkheadCommands, token: str) -> Command[Any]:
+        return self.divided(slots.enter(self.call(token)))
+
+    def divided(self, command: Command[Any]) -> Command[Any]:
+        """The same, now and then as of a process that decides alone."""
+        if self.source.random() < 0.9:
+            return command
+        return command.with_arguments(
+            (*command.args[:-2], self.source.choice([2, 3, 9]), self.source.choice([0, 1, 4]))
+        )
 
     def permits(self, slots: BulkheadCommands, token: str) -> Command[Any]:
         held_back, cost = self.source.choice([0, 0, 250_000]), self.source.choice([1, 1, 2, 4])
-        command = PermitCommands(LIMITS, slots).enter(self.limit_keys, cost, held_back, self.wanted(slots, token))
+        command = self.divided(PermitCommands(LIMITS, slots).enter(self.limit_keys, cost, held_back, self.call(token)))
         share = self.source.choice([1, 1, 1, 3])
         return command.with_arguments((command.args[0], share, *command.args[2:]))
 

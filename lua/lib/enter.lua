@@ -1,3 +1,4 @@
+--- @include "free_slot"
 --- @include "slots"
 
 local PRIORITY = 1000000000000000
@@ -20,16 +21,6 @@ local function next_place(slots, priority)
   local first, behind = priority * PRIORITY, "(" .. to_text((priority + 1) * PRIORITY)
   local last = redis.call("ZREVRANGEBYSCORE", slots.queue, behind, to_text(first), "WITHSCORES", "LIMIT", 0, 1)
   return math.max(first + math.floor(slots.now / 10), (tonumber(last[2]) or 0) + 1)
-end
-
-local function next_fencing(slots)
-  local number = slots.now
-  local stored = to_integer(redis.call("SET", slots.fencing, to_text(number), "PX", DAY_MS, "GET"))
-  if stored and stored >= number and stored < LARGEST then
-    number = stored + 1
-    redis.call("SET", slots.fencing, to_text(number), "PX", DAY_MS)
-  end
-  return number
 end
 
 -- The call that wants a slot, which ARGV[at] and the following tell, and whether it finds one:
@@ -62,14 +53,12 @@ end
 
 -- Takes the slot. Returns the fencing number, and whom it has told that there is another one.
 local function take_slot(slots, it)
-  local next = ""
-  redis.call("ZADD", slots.holders, to_text(slots.now + lease_of(it.token)), it.token)
-  redis.call("PEXPIRE", slots.holders, DAY_MS)
+  local fencing, next = hold_slot(slots.holders, slots.fencing, it.token, slots.now), ""
   if it.place then
     drop_waiter(slots, it.token)
     next = it.inside + 1 < slots.size and wake_first(slots) or ""
   end
-  return next_fencing(slots), next
+  return fencing, next
 end
 
 -- Has the call wait. Whether it does: not in a queue that is full, unless it has been in it before.

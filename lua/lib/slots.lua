@@ -1,18 +1,15 @@
 --- @include "arguments"
+--- @include "lease"
 --- @include "overrides"
 --- @include "queue"
 
-local DAY_MS, MINUTE_MS = "86400000", "60000"
+local MINUTE_MS = "60000"
 
 -- How many slots there are: `most`, or what overrides it, divided into `share` parts, less those that the same process
 -- holds `elsewhere`.
 local function set_size(slots, overrides, most, share, elsewhere)
   most = overrides and overrides.count("bulkhead.max_concurrent_calls") or most
   slots.size = math.max(1, math.floor(most / share)) - elsewhere
-end
-
-local function lease_of(token)
-  return (tonumber(string.match(token, ":(%d+)$")) or 0) * 1000
 end
 
 -- How many are inside. Only where they seem to be `enough` it is looked whose lease is over, and whose seems longer

@@ -10,8 +10,8 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from shared_resilience.backends.ears import Ear
 from shared_resilience.backends.faults import Fault, StoreError
-from shared_resilience.backends.resp import pack
-from shared_resilience.commands import Argument, Command, Reply
+from shared_resilience.backends.resp import pack, pack_around, pack_between
+from shared_resilience.commands import Argument, Command, Mold, Reply
 
 
 class Request:
@@ -19,10 +19,10 @@ class Request:
 
     __slots__ = ("key", "packed", "parts")
 
-    def __init__(self, key: str, parts: tuple[Argument | bytes, ...]) -> None:
+    def __init__(self, key: str, parts: tuple[Argument | bytes, ...], packed: bytes | None = None) -> None:
         self.key = key
         self.parts = parts
-        self.packed = pack(parts)
+        self.packed = packed or pack(parts)
 
 
 _GLOB = re.compile(r"([*?\[\]\\])")
@@ -128,10 +128,22 @@ class RedisStore:
         return reply
 
     def _request(self, command: Command[Any]) -> Request:
-        request = self._run("EVALSHA", command.operation.loaded.sha, command)
+        sha = command.operation.loaded.sha
+        if command.mold is not None and self._now_us is None:
+            return self._molded(command, command.mold, sha)
+        request = self._run("EVALSHA", sha, command)
         if self._now_us is None:
             command.request = request
         return request
+
+    def _molded(self, command: Command[Any], mold: Mold[Any], sha: str) -> Request:
+        keys, args = command.keys, command.args
+        before = len(mold.before)
+        if mold.packed is None:
+            head = ("EVALSHA", sha, len(keys), *keys, *mold.before)
+            mold.packed = pack_around(head, (*mold.after, ""))
+        packed = pack_between(mold.packed, str(args[before]))
+        return Request(keys[0], ("EVALSHA", sha, len(keys), *keys, *args, ""), packed)
 
     def _run(self, verb: str, script: str, command: Command[Any]) -> Request:
         now = "" if self._now_us is None else self._now_us()

@@ -41,6 +41,19 @@ def pack(parts: tuple[str | int | bytes, ...]) -> bytes:
     return b"*%d\r\n" % len(encoded) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in encoded])
 
 
+def pack_around(before: tuple[str | int | bytes, ...], after: tuple[str | int | bytes, ...]) -> tuple[bytes, bytes]:
+    """What stands before and after one more part when `before`, that part and `after` are a request."""
+    _, begin = pack(before).split(b"\r\n", 1)
+    _, end = pack(after).split(b"\r\n", 1)
+    return b"*%d\r\n" % (len(before) + 1 + len(after)) + begin, end
+
+
+def pack_between(packed: tuple[bytes, bytes], text: str) -> bytes:
+    """The request whose one part `pack_around` has left out is `text`."""
+    part = text.encode()
+    return b"%b$%d\r\n%b\r\n%b" % (packed[0], len(part), part, packed[1])
+
+
 class PlainReader:
     """A reader without hiredis. An incomplete reply is read again from its start when more has arrived."""
 
