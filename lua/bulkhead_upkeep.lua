@@ -11,8 +11,8 @@
 --          "drop": gives back a slot or a place
 -- ARGV[#]  now_us, "" for the server's clock
 --
--- Reply: { how many are inside, how many wait, token of the waiter that was told or "", then the tokens that were not
---          found where they were to be renewed or waiting }
+-- Reply: { how many are inside, how many wait and are alive, token of the waiter that was told or "", then the tokens
+--          that were not found where they were to be renewed or waiting }
 --- @include "slots"
 
 local slots, overrides = read_slots(2, read_clock(ARGV[#ARGV])), read_overrides(KEYS[1])
@@ -33,6 +33,9 @@ for index = 4, #ARGV - 2, 2 do
     redis.call("ZADD", slots.waiters, to_text(slots.now), token)
   elseif verb == "adopt" or verb == "renew" and redis.call("ZSCORE", slots.holders, token) then
     redis.call("ZADD", slots.holders, to_text(slots.now + lease_of(token)), token)
+    if verb == "adopt" then
+      drop_waiter(slots, token) -- it waited here before Redis was away
+    end
   else
     reply[#reply + 1] = token
   end
@@ -44,5 +47,5 @@ if count_inside(slots, slots.size) < slots.size then
   reply[3] = wake_first(slots)
 end
 reply[1] = redis.call("ZCOUNT", slots.holders, "(" .. to_text(slots.now), "+inf")
-reply[2] = redis.call("ZCARD", slots.queue)
+reply[2] = redis.call("ZCOUNT", slots.waiters, "(" .. to_text(slots.now - ALIVE_FOR), to_text(slots.now))
 return reply

@@ -15,7 +15,7 @@ from shared_resilience.heartbeat import Resource
 if TYPE_CHECKING:
     from shared_resilience.permit import Permit
 
-SIGN_EVERY = 1.0
+TURN = 1.0
 """Seconds after which a waiter gives a sign of life; scripts think it dead after two."""
 
 LISTENS_FOR = 5.0
@@ -33,8 +33,9 @@ Pair = tuple[str, str]
 class Holdings:
     """The slots that callers of one backend hold, those that they wait for, and those that nobody has told of yet.
 
-    Slots are renewed when a third of their lease is over, together with those that soon will be. `lost` is called with
-    each permit whose slot was not found again.
+    Slots are renewed when a third of their lease is over, together with those that soon will be. What cannot wait so
+    long has a turn every second: signs of life of waiters, what was given up, and slots of which Redis is to be told as
+    soon as it is back. `lost` is called with each permit whose slot was not found again.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class Holdings:
         self._lease, self._third = lease, lease / 3
         self._lost = lost
         self._monotonic = backend.monotonic
-        self._kept_up = self._looked = self._waited = -math.inf
+        self._looked = self._waited = -math.inf
+        self._turn = math.inf
         self._lock = threading.Lock()
         self._attendant = backend.attendant()
         self._attendant.take_on(self)
@@ -64,7 +66,10 @@ class Holdings:
     def hold(self, permit: Permit) -> None:
         """From now on renews the lease of `permit`."""
         self.held[permit.token] = permit
-        self._attendant.look_by(permit.renewed + self._third)
+        if permit.source == "local":
+            self._take_turn()
+        else:
+            self._attendant.look_by(permit.renewed + self._third)
 
     def let_go(self, token: str) -> None:
         self.held.pop(token, None)
@@ -78,10 +83,10 @@ class Holdings:
                 self._unclaimed.remove(token)
         if told:
             ticket.wake()
-        now = self._waited = self._monotonic()
+        self._waited = self._monotonic()
+        self._take_turn()
         if first:
-            self._kept_up = now
-        self._attendant.look_by(now if first else self._kept_up + SIGN_EVERY)
+            self._attendant.look_by(-math.inf)  # it has to listen
 
     def wait_no_more(self, token: str) -> None:
         with self._lock:
@@ -89,11 +94,8 @@ class Holdings:
 
     def give_up(self, token: str) -> None:
         """Has the store told, until it can have heard it, that nobody wants what `token` may have there."""
-        now = self._monotonic()
-        self._given_up[token] = now + self._lease
-        if not self._waiting:
-            self._kept_up = now
-        self._attendant.look_by(self._kept_up + SIGN_EVERY)
+        self._given_up[token] = self._monotonic() + self._lease
+        self._take_turn()
 
     def told(self, token: str) -> bool:
         """Wakes the waiter `token`, if it is one of these; whether it is."""
@@ -109,37 +111,46 @@ class Holdings:
         """Whether the event loop of these callers is."""
         return self._attendant.is_gone()
 
+    def _take_turn(self) -> None:
+        with self._lock:
+            turn = self._turn = min(self._turn, self._monotonic() + TURN)
+        self._attendant.look_by(turn)
+
     # For the attendant.
 
     def due(self) -> float:
-        signs = self._kept_up + SIGN_EVERY if self._waiting or self._given_up else math.inf
         renewals = min((permit.renewed for permit in self.held.copy().values()), default=math.inf) + self._third
-        return max(min(signs, renewals), self._looked + PAUSE)
+        return max(min(self._turn, renewals), self._looked + PAUSE)
 
     def listens(self) -> bool:
         return bool(self._waiting) or self._monotonic() < self._waited + LISTENS_FOR
 
     def missed(self) -> None:
-        self._kept_up = self._looked = -math.inf
+        self._turn = self._looked = -math.inf
 
     async def keep_up(self, backend: Backend) -> None:
-        now = self._kept_up = self._looked = self._monotonic()
-        pairs = list(self._pairs(backend, now))
-        for start in range(0, len(pairs), AT_ONCE):
-            part = pairs[start : start + AT_ONCE]
-            command = self._commands.upkeep([text for pair in part for text in pair])
-            kept = await backend.run(command, self._resource)
-            self._take_in(kept, part, now)
+        now = self._looked = self._monotonic()
+        self._turn = math.inf
+        try:
+            pairs = list(self._pairs(backend, now))
+            for start in range(0, len(pairs), AT_ONCE):
+                part = pairs[start : start + AT_ONCE]
+                command = self._commands.upkeep([text for pair in part for text in pair])
+                kept = await backend.run(command, self._resource)
+                self._take_in(kept, part, now)
+        finally:
+            if self._waiting or self._given_up or any(one.source == "local" for one in self.held.copy().values()):
+                with self._lock:
+                    self._turn = min(self._turn, now + TURN)
 
     def _pairs(self, backend: Backend, now: float) -> Iterable[Pair]:
         source = backend.source()
         for token, permit in self.held.copy().items():
-            if now < permit.renewed + self._third / 2:
-                continue
-            if permit.source == source:
+            if permit.source != source:
+                if source == "redis":
+                    yield "adopt", token
+            elif now >= permit.renewed + self._third / 2:
                 yield "renew", token
-            elif source == "redis":
-                yield "adopt", token
         for token in self._waiting.copy():
             yield "wait", token
         for token, until in self._given_up.copy().items():

@@ -207,10 +207,13 @@ def upkeep(states: Sequence[State], now: int, most: int, share: int, elsewhere: 
             slots.waiters[token] = now
         elif verb == "adopt" or (verb == "renew" and token in slots.holders):
             slots.holders[token] = now + lease_of(token)
+            if verb == "adopt":
+                slots.drop_waiter(token)
         else:
             missing.append(token)
     slots.touch()
     if slots.count_inside(slots.size) < slots.size:
         told = slots.first_waiter() or ""
     inside = sum(end > now for end in slots.holders.values())
-    return Step((states[0], *slots.states), (None, *slots.ttls), (inside, len(slots.queue), told, *missing))
+    waiting = sum(now - ALIVE_FOR < seen <= now for seen in slots.waiters.values())
+    return Step((states[0], *slots.states), (None, *slots.ttls), (inside, waiting, told, *missing))

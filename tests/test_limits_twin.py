@@ -6,6 +6,7 @@ import itertools
 import random
 import statistics
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -110,14 +111,21 @@ def moves(seed: int, number: int, configurations: int) -> Iterator[Move]:
         )
 
 
+@cache
+def load_scripts(lane: Lane) -> None:
+    """A script that is unknown in the middle of a pipeline would run out of order."""
+    for name in scripts.names():
+        lane.client.script_load(scripts.load(name).text)
+
+
 class Both:
     """Redis and twins that are told the same commands at the same times; twins know no expiry."""
 
     def __init__(self, lane: Lane, family: list[list[Limit]]) -> None:
         self.client = lane.client
-        for name in scripts.names():  # a script that is unknown in the middle of a pipeline would run out of order
-            self.client.script_load(scripts.load(name).text)
+        load_scripts(lane)
         self.family = family
+        self.limit_commands = [LimitCommands(limits) for limits in family]
         self.stem = f"twin:{{{next(_batches)}}}"
         self.now = 1_763_880_000_000_000
         self.history: list[Move] = []
@@ -144,10 +152,11 @@ class Both:
             other = (f"limit.{limits[-1].label}.{FIELDS[move.field - 1]}", VALUES[move.value - 1])
             first = (stem + FIELDS[move.field], VALUES[move.value])
             return Command(OVERRIDE, keys[:1], first if move.cost == 1 else (*first, *other))
-        return self.limit_command(move, LimitCommands(limits), keys, min(limit.most for limit in limits))
+        return self.limit_command(move, keys)
 
-    def limit_command(self, move: Move, commands: LimitCommands, keys: tuple[str, ...], most: int) -> Command[Any]:
-        cost = min(most, move.cost)
+    def limit_command(self, move: Move, keys: tuple[str, ...]) -> Command[Any]:
+        commands, limits = self.limit_commands[move.configuration], self.family[move.configuration]
+        cost = min(move.cost, *(limit.most for limit in limits))
         possible = {
             "take": lambda: commands.take(keys, cost),
             "take soon": lambda: commands.take(keys, cost, max_delay=move.cost * 1000),
@@ -160,7 +169,7 @@ class Both:
             "charge": lambda: commands.charge(keys, move.cost),
             "lease": lambda: commands.lease(keys, cost, move.cost * 3 % 17 + 1, move.field * 2),
         }
-        buckets = all(isinstance(limit, TokenBucket) for limit in self.family[move.configuration])
+        buckets = all(isinstance(limit, TokenBucket) for limit in limits)
         command = possible["take" if move.operation == "lease" and not buckets else move.operation]()
         shared = command.share(move.share)
         # Redis is never told of shares; a double is exact for as long as their product is.

@@ -34,7 +34,7 @@ from shared_resilience.permit_commands import PermitCommands
 PINNED = {
     "bulkhead_enter": "fa4b8a71f5fffc37e023d4aa12d50123de9e0243",
     "bulkhead_leave": "abe422f85a2e2ca890de8cdedcec4fa211900e7c",
-    "bulkhead_upkeep": "fb48dda7e91e6ba251a61fdca5fc0917eeb09714",
+    "bulkhead_upkeep": "583072ae374dff0b97bf57d37465627e8238fe7c",
     "circuit_breaker_control": "51b1c5d79ad24f174923cfd2c54e686d1ea87352",
     "circuit_breaker_probe": "43c82923cb8087c7d9cac36c7fc19b1084ca7895",
     "circuit_breaker_settle": "3dd169a4dc6c2594b5c6b78303c65e3966b40545",
