@@ -19,7 +19,7 @@ help:
 	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
 	@echo "make mutants      small mistakes in scripts and core, which the tests must find (PART=, ONLY=file, LIMIT=)"
 	@echo "make bench        what decisions cost, beside other libraries; writes docs/performance.md (BENCH=options)"
-	@echo "make soak         three million decisions, whose counts must be exact and whose memory must stay flat"
+	@echo "make soak         three million decisions, exact and flat; a minute of processes killed inside a bulkhead"
 	@echo "make lint         ruff, mypy --strict, luacheck on the composed scripts"
 
 .venv/.installed: pyproject.toml

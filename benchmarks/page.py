@@ -32,7 +32,7 @@ def spelled(quantity: str, value: float) -> str:
         return f"{value:.2f}"
     if quantity in (PER_SECOND, BYTES):
         return f"{value if quantity == BYTES else _rounded(value):,.0f}"
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _rounded(value: float) -> float:

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.soak`: a million decisions by threads, by tasks, and from leases: exact and flat.
+"""`python -m benchmarks.soak`: a million decisions by threads, by tasks, and from leases; then a minute in a bulkhead.
 
-Many keys and a few hot ones, on a server of its own. Tokens come back so slowly that none does in time: of n attempts
-for a key, min(n, capacity) must have been allowed, neither more nor less. What is held, on both sides, must not grow.
+Decisions are of many keys and a few hot ones, on a server of its own. Tokens come back so slowly that none does in
+time: of n attempts for a key, min(n, capacity) must have been allowed, neither more nor less. What is held, on both
+sides, must not grow. In the bulkhead, processes are killed and stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import bulkhead_soak
 from benchmarks.ground import Ground, ground, key
 from benchmarks.samples import MEGABYTE, Sample, Sampler, growth
 from shared_resilience import SlidingWindow, TokenBucket
@@ -224,14 +226,24 @@ def soak(decisions: int, interval: float, console: Console) -> list[str]:
     return found
 
 
+def soak_bulkhead(seconds: float, console: Console) -> list[str]:
+    """Processes that are killed in a bulkhead. Returns what was wrong."""
+    with ground() as ours:
+        course = bulkhead_soak.run(ours, seconds)
+    console.print(f"bulkhead: {course.words}", highlight=False, soft_wrap=True)
+    return [f"bulkhead: {fault}" for fault in course.wrong]
+
+
 def main() -> int:
     """The exit code: 0 if all counts are right and nothing grew."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--decisions", type=int, default=1_000_000, help="of each part, at least 1,000")
     parser.add_argument("--interval", type=float, default=0.25, help="seconds between two samples")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of processes that are killed inside a bulkhead")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
     wrong = soak(max(1000, options.decisions), options.interval, console)
+    wrong += soak_bulkhead(60 * options.minutes, console)
     for fault in wrong[:MOST_SHOWN]:
         console.print(fault, highlight=False, markup=False, soft_wrap=True)
     return 1 if wrong else 0

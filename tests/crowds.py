@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -100,7 +100,21 @@ class Crowd:
         finally:
             os.kill(pid, signal.SIGCONT)
 
+    def disturb(self, seconds: float, lease: float, paused: float) -> Counter[str]:
+        """Kills one or two a second; as many as `paused` of 1 stand still instead, for longer than their `lease`."""
+        done, end = Counter[str](), time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.3 + 0.3 * self._source.random())
+            if self._source.random() < paused:
+                self.pause_one(1.5 * lease)
+                done["paused"] += 1
+            else:
+                self.kill_one()
+                done["killed"] += 1
+        return done
+
     def end(self) -> None:
+        """Kills all."""
         for process in self._processes:
             self._kill(process)
 
@@ -183,7 +197,8 @@ class Visitor:
         assert self.process.pid
         os.kill(self.process.pid, number)
 
-    def kill(self) -> None:
+    def close(self) -> None:
+        """Kills it."""
         self.process.kill()
         self.process.join(10)
 

@@ -155,7 +155,7 @@ def test_a_quick_run_of_a_part_prints_ratios() -> None:
 
 @pytest.mark.usefixtures("server")
 def test_a_short_soak_is_exact() -> None:
-    done = run("benchmarks.soak", "--decisions", "20000", "--interval", "0.005")
+    done = run("benchmarks.soak", "--decisions", "20000", "--interval", "0.005", "--minutes", "0.05")
 
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.count("20,000 decisions") == 3

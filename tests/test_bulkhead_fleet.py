@@ -27,6 +27,9 @@ assert counted  # a fixture
 POLL = 1.0
 """Seconds after which a waiter looks whether a slot is free, should nobody wake it."""
 
+DEAD = 2.0
+"""Seconds after which a waiter is thought dead that gives no sign of life."""
+
 BUSY = 1.5
 """Seconds that a busy machine may take besides."""
 
@@ -61,7 +64,7 @@ class Ours:
 
     def visitor(self) -> Visitor:
         visitor = Visitor(self.server.url, self.prefix, self.config)
-        self._exits.callback(visitor.kill)
+        self._exits.callback(visitor.close)
         return visitor
 
     def in_queue(self, *priorities: PriorityLevel) -> list[Visitor]:
@@ -100,17 +103,13 @@ def test_never_are_more_inside_than_the_maximum_while_processes_are_killed(
 ) -> None:
     config = BulkheadConfig(5, lease=2)
     crowd = Crowd(server.url, prefix, config, tmp_path, longest=1.0)
-    source = random.Random(5)
-    kills = time.monotonic() + 8
-    while time.monotonic() < kills:
-        time.sleep(0.3 + 0.3 * source.random())
-        crowd.kill_one()
+    crowd.disturb(8, config.lease, paused=0.1)
     crowd.end()
     stays = crowd.stays()
 
     assert len({stay.process for stay in stays}) > 8
     assert most_at_once(stay for stay in stays if not stay.lost) == 5
-    assert longest_without_newcomer(stays) < config.lease + POLL + BUSY
+    assert longest_without_newcomer(stays) < DEAD + POLL + BUSY
     until_crowd_is(make(config).bulkhead, 0, 0, config.lease + POLL + BUSY)
 
 
@@ -121,7 +120,7 @@ def test_the_slots_of_killed_processes_come_back_when_their_leases_are_over(make
         visitor.knock()
         visitor.went_in()
     for visitor in visitors:
-        visitor.kill()
+        visitor.close()
     killed = time.monotonic()
     for _ in range(5):
         ours.enter(timeout=10)
@@ -179,10 +178,10 @@ def test_when_the_first_of_the_queue_is_killed_the_next_goes_in(make: Make) -> N
     ours = make(BulkheadConfig(1))
     ours.enter()
     first, second = ours.in_queue(NORMAL, NORMAL)
-    first.kill()
+    first.close()
     ours.leave()
 
-    second.went_in(2 + POLL + BUSY)
+    second.went_in(DEAD + POLL + BUSY)
 
 
 def test_a_server_that_comes_back_empty_lets_one_more_maximum_in(make_on_own: Make, own_server: Server) -> None:
