@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 LIMITS = ROOT / "docs" / "limits.md"
+BULKHEAD = ROOT / "docs" / "bulkhead.md"
 CIRCUIT_BREAKER = ROOT / "docs" / "circuit_breaker.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 

@@ -1,4 +1,4 @@
-"""docs/limits.md is true: its examples run as they stand and print what they say, its images and figures are there."""
+"""The documents are true: examples run as they stand and print what they say, images and figures are there."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from documents import CIRCUIT_BREAKER, LIMITS, PERFORMANCE, README, examples, name_of, run_as_it_stands, text_of
+from documents import (
+    BULKHEAD,
+    CIRCUIT_BREAKER,
+    LIMITS,
+    PERFORMANCE,
+    README,
+    examples,
+    name_of,
+    run_as_it_stands,
+    text_of,
+)
 from servers import Server
 
 from shared_resilience import scripts
 from shared_resilience.circuit import TRANSITIONS
 
-GUIDES = [LIMITS, CIRCUIT_BREAKER]
+GUIDES = [LIMITS, CIRCUIT_BREAKER, BULKHEAD]
 EXAMPLES = [text for page in (*GUIDES, README) for text in examples(page)]
-PAGES = (LIMITS, CIRCUIT_BREAKER, PERFORMANCE, README)
+PAGES = (*GUIDES, PERFORMANCE, README)
 LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
 WITHIN = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(#(.+?)\)", text_of(page))})
 PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)
