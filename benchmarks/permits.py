@@ -46,11 +46,11 @@ def _ours(service: ResilienceService) -> Iterator[Case]:
     rate = PLENTY.amount / PLENTY.seconds
     user, tenant = (TokenBucket(PLENTY.amount, rate, label=label) for label in ("user", "tenant"))
     keys = {"user": KEY, "tenant": "acme"}
-    bulkhead = service.get_or_create_bulkhead("slot", SLOTS)
-    limits = service.get_or_create_rate_limiter("limits", user, tenant)
-    service.get_or_create_rate_limiter("both", user, tenant)
-    service.get_or_create_bulkhead("both", SLOTS)
-    permits = service.permits("both")
+    bulkhead = service.get_or_create_bulkhead("a slot", SLOTS)
+    limits = service.get_or_create_rate_limiter("two buckets", user, tenant)
+    service.get_or_create_rate_limiter("all permits", user, tenant)
+    service.get_or_create_bulkhead("all permits", SLOTS)
+    permits = service.permits("all permits")
 
     def slot() -> Permit:
         with bulkhead.guard() as permit:
