@@ -9,11 +9,13 @@
 --
 -- Reply: { 1 if it had a slot, else 0, token of the waiter that was told that it may be its turn, or "" }
 
+-- First what is usual: nobody waits.
 local left = redis.call("ZREM", KEYS[1], ARGV[1])
 if redis.call("EXISTS", KEYS[2]) == 0 then
-  return { left, "" } -- as mostly; there is nothing to define for it
+  return { left, "" }
 end
 
+-- Everything else.
 --- @include "queue"
 
 local slots = read_slots(1, read_clock(ARGV[2]))

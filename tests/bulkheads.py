@@ -69,6 +69,7 @@ class Waiters:
 
     def __init__(self, bulkhead: Bulkhead) -> None:
         self.bulkhead = bulkhead
+        self.guard_of: Callable[[PriorityLevel, float], Any] = bulkhead.bulkhead.guard
         self.went_in: list[str] = []
         self.permits: dict[str, Permit] = {}
         self.raised: dict[str, BaseException] = {}
@@ -78,7 +79,7 @@ class Waiters:
     def wait(self, name: str, priority: PriorityLevel = NORMAL, timeout: float = 60) -> None:
         """Has one more wait, and returns when it stands in the queue."""
         _, before = self.bulkhead.crowd
-        guard = self.bulkhead.bulkhead.guard(priority, timeout)
+        guard = self.guard_of(priority, timeout)
         if self.bulkhead.api.form == "sync":
             thread = threading.Thread(target=self._block, args=(name, guard), daemon=True)
             self._threads.append(thread)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import pytest
 from conftest import Lane
 
 from shared_resilience import BulkheadConfig, LeakyBucket, PriorityLevel, SlidingWindow, TokenBucket, scripts
@@ -28,7 +29,8 @@ CONFIGS = [
     BulkheadConfig(1, 4, reserved={HIGH: 0.9}),
     BulkheadConfig(3, 200, reserved={LOW: 0.5}),
 ]
-LIMITS = LimitCommands([TokenBucket(4, 2), SlidingWindow(6, 3), LeakyBucket(5, 3)])
+OF_ALL_KINDS = LimitCommands([TokenBucket(4, 2), SlidingWindow(6, 3), LeakyBucket(5, 3)])
+BUCKETS = LimitCommands([TokenBucket(4, 200), TokenBucket(9, 100 / 60, label="tenant")])
 LEASES = ["1", "20", "3000", "30000", "x", ""]
 VALUES = ["1", "2", "7", "0", "1000000000", "1.5", "many", ""]
 _numbers = itertools.count()
@@ -61,7 +63,10 @@ class History:
         self.source = random.Random(seed)
         self.now = START
         self.keys = ResourceKeys("slots", str(next(_numbers)))
-        self.limit_keys = (self.keys.overrides, *(self.keys.limit(label, "") for label in "abc"))
+        self.limit_keys = {
+            limits: (self.keys.overrides, *(self.keys.limit(label, "") for label in labels))
+            for limits, labels in [(OF_ALL_KINDS, "abc"), (BUCKETS, "de")]
+        }
         self.slots = [BulkheadCommands(self.keys, config, lambda: 0) for config in CONFIGS]
         self.tokens = [f"w{number}:{LEASES[number % len(LEASES)]}" for number in range(12)]
         self.places: dict[str, int] = {}
@@ -123,7 +128,9 @@ class History:
 
     def permits(self, slots: BulkheadCommands, token: str) -> Command[Any]:
         held_back, cost = self.source.choice([0, 0, 250_000]), self.source.choice([1, 1, 2, 4])
-        command = self.divided(PermitCommands(LIMITS, slots).enter(self.limit_keys, cost, held_back, self.call(token)))
+        limits = self.source.choice([OF_ALL_KINDS, BUCKETS])
+        permits = PermitCommands(limits, slots)
+        command = self.divided(permits.enter(self.limit_keys[limits], cost, held_back, self.call(token)))
         share = self.source.choice([1, 1, 1, 3])
         return command.with_arguments((command.args[0], share, *command.args[2:]))
 
@@ -134,7 +141,9 @@ class History:
     def steer(self) -> Command[Any]:
         source = self.source
         if source.random() < 0.3:
-            return Command(RESET, (*self.keys.slots, *self.limit_keys[1:]), ())
+            return Command(
+                RESET, (*self.keys.slots, *(key for keys in self.limit_keys.values() for key in keys[1:])), ()
+            )
         if source.random() < 0.3:
             return Command(PAUSE_FOR, (self.keys.overrides,), (source.choice([0, 1000, 500_000]),))
         field = source.choice(["bulkhead.max_concurrent_calls", "bulkhead.max_queue_size"])
@@ -171,3 +180,67 @@ def test_scripts_and_twins_agree_over_forty_thousand_random_steps(store: Lane, l
     steps = STEPS if lane != "fakeredis" else 2_000
     for seed in range(steps // BATCH):
         History(store, seed).foresee(BATCH).compare()
+
+
+def slots_of(store: Lane, prefix: str) -> tuple[RedisStore, BulkheadCommands]:
+    """A bulkhead with one slot and a queue of 200, at a time that stands still."""
+    keys = ResourceKeys(prefix, "a")
+    return RedisStore(wire_of(store), lambda: START), BulkheadCommands(keys, BulkheadConfig(1, 200), lambda: 0)
+
+
+def come(redis: RedisStore, slots: BulkheadCommands, token: str) -> list[Any]:
+    return list(step(redis.execute(slots.enter(Call(token, NORMAL, may_wait=True, place=None)))))
+
+
+@pytest.mark.parametrize(("longest", "left"), [(200, 152), (151, 52), (52, 52), (51, 51)])
+def test_the_dead_behind_a_living_waiter_are_cleared_away_only_when_the_queue_is_full_and_a_hundred_at_once(
+    store: Lane, prefix: str, longest: int, left: int
+) -> None:
+    redis, slots = slots_of(store, prefix)
+    for number in range(152):
+        come(redis, slots, f"w:{number}:3000")  # the first is inside
+    store.client.zadd(slots.keys[2], {f"w:{number}:3000": START - 2_000_000 for number in range(2, 152)})
+    override = Command(OVERRIDE, (ResourceKeys(prefix, "a").overrides,), ("bulkhead.max_queue_size", str(longest)))
+    step(redis.execute(override))
+
+    state = come(redis, slots, "w:new:3000")[0]
+    assert state == (b"full" if left == 51 else b"waiting")
+    assert store.client.zcard(slots.keys[1]) == store.client.zcard(slots.keys[2]) == left
+
+
+def test_who_leaves_tells_the_first_waiter(store: Lane, prefix: str, lane: str) -> None:
+    if lane == "fakeredis":
+        pytest.skip("needs a real server")
+    redis, slots = slots_of(store, prefix)
+    come(redis, slots, "w:1:3000")
+    come(redis, slots, "w:2:3000")
+    with store.client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(ResourceKeys(prefix, "a").wake)
+        listener.get_message(timeout=5)
+        left = step(redis.execute(slots.leave("w:1:3000")))
+        message = listener.get_message(timeout=5)
+
+    assert list(left) == [1, b"w:2:3000"]
+    assert message is not None
+    assert message["data"] == b"w:2:3000"
+
+
+def test_the_upkeep_has_the_keys_live_on(store: Lane, prefix: str) -> None:
+    redis, slots = slots_of(store, prefix)
+    come(redis, slots, "w:1:3000")
+    come(redis, slots, "w:2:3000")
+    for key in slots.keys[:3]:
+        store.client.pexpire(key, 5000)
+    step(redis.execute(slots.upkeep(["wait", "w:2:3000"])))
+
+    assert [store.client.pttl(key) > 50_000 for key in slots.keys[:3]] == [True] * 3
+
+
+def test_a_fencing_number_beyond_which_there_is_none_begins_anew(store: Lane, prefix: str) -> None:
+    redis, slots = slots_of(store, prefix)
+    store.client.set(slots.keys[3], 2**53 - 2)
+
+    fencing = [come(redis, slots, token)[2] for token in ("w:1:3000",)]
+    step(redis.execute(slots.leave("w:1:3000")))
+    fencing.append(come(redis, slots, "w:2:3000")[2])
+    assert fencing == [2**53 - 1, START]
