@@ -5,10 +5,12 @@ from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit import CircuitState
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
+from shared_resilience.deadline import Deadline, deadline, deadline_from, deadline_headers, remaining
 from shared_resilience.decision import Decision
 from shared_resilience.errors import (
     BulkheadFullError,
     CircuitBreakerOpenError,
+    DeadlineExceeded,
     RateLimitExceeded,
     ResilienceError,
     StoreConfigurationError,
@@ -39,6 +41,8 @@ __all__ = [
     "CircuitBreakerConfig",
     "CircuitBreakerOpenError",
     "CircuitState",
+    "Deadline",
+    "DeadlineExceeded",
     "Decision",
     "Event",
     "LeakyBucket",
@@ -53,4 +57,8 @@ __all__ = [
     "StoreConfigurationError",
     "StoreUnavailableError",
     "TokenBucket",
+    "deadline",
+    "deadline_from",
+    "deadline_headers",
+    "remaining",
 ]

@@ -15,7 +15,8 @@ from shared_resilience.backends.process import Component, Process
 from shared_resilience.bulkhead_commands import BulkheadCommands, Call, Entry, Left
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.commands import Command
-from shared_resilience.errors import BulkheadFullError, ResilienceError
+from shared_resilience.deadline import remaining
+from shared_resilience.errors import BulkheadFullError, DeadlineExceeded, ResilienceError
 from shared_resilience.holdings import Holdings
 from shared_resilience.overrides import BULKHEAD
 from shared_resilience.permit import Permit
@@ -193,13 +194,16 @@ class Visit:
     ) -> None:
         self._core, self._backend, self._way = core, backend, way
         self._priority, self._token, self._timeout = priority, token, timeout
+        self._until_deadline = remaining()
         self._may_hold = False
         """Whether the store may hold something in the name of this call."""
         self._waited = False
 
     async def enter(self) -> Permit:
-        """The permit. Raises `BulkheadFullError`."""
+        """The permit. Raises `BulkheadFullError`, and `DeadlineExceeded` if it is the deadline that ends the wait."""
         core, backend = self._core, self._backend
+        if self._until_deadline <= 0:
+            raise DeadlineExceeded(core.name, 0.0)
         try:
             return await self._ask_and_wait()
         except BaseException:
@@ -212,7 +216,7 @@ class Visit:
         core, backend = self._core, self._backend
         may_wait = self._timeout > 0 and not core.config.shadow
         began = asked_at = backend.monotonic()
-        end, place = began + self._timeout, None
+        end, place = began + min(self._timeout, self._until_deadline), None
         while True:
             command = self._way.command(Call(self._token, self._priority, may_wait, place))
             self._may_hold, sent = True, backend.source() == "redis"
@@ -226,8 +230,10 @@ class Visit:
             left = end - backend.monotonic()
             if entry.state == "limited":
                 await backend.sleep(self._way.limited(entry, left))
-            elif entry.state == "full" or not await self._wait(left):
+            elif entry.state == "full":
                 return await self._refused(entry, began)
+            elif not await self._wait(left):
+                return await self._refused(entry, began, late=self._until_deadline < self._timeout)
             asked_at = backend.monotonic()
 
     async def _wait(self, seconds: float) -> bool:
@@ -252,7 +258,7 @@ class Visit:
         core.holdings_of(self._backend).hold(permit)
         return permit
 
-    async def _refused(self, entry: Entry, began: float) -> Permit:
+    async def _refused(self, entry: Entry, began: float, late: bool = False) -> Permit:
         core = self._core
         if self._may_hold:
             await core.withdraw(self._backend, self._token)
@@ -263,4 +269,6 @@ class Visit:
         core.events.emit(outcome, core.name, priority=self._priority, inside=entry.inside, waited=waited)
         if core.config.shadow:
             return core.permit("", entry, math.inf)
+        if late:
+            raise DeadlineExceeded(core.name, waited)
         raise BulkheadFullError(core.name, entry.inside, waited)

@@ -4,6 +4,7 @@ ResilienceError
 ├── RateLimitExceeded           a limit has no room; `.retry_after` says when it has
 ├── BulkheadFullError           all slots are taken, and so is the queue, or the wait for a slot has run out
 ├── CircuitBreakerOpenError     a circuit is open; `.retry_after` says when it may let a probe pass
+├── DeadlineExceeded            the time of a block of code is over, or would be before anything could come of it
 ├── StoreUnavailableError       Redis could not decide, and `on_outage="raise"` was asked for
 └── StoreConfigurationError     Redis answers, but not to this configuration: password, permissions, cluster mode
 
@@ -77,6 +78,25 @@ class BulkheadFullError(ResilienceError):
 
     def __reduce__(self) -> tuple[type[BulkheadFullError], tuple[str, int, float]]:
         return type(self), (self.name, self.inside, self.waited)
+
+
+class DeadlineExceeded(ResilienceError, TimeoutError):
+    """The deadline around a call has passed, or would before the call could be made; it is also a `TimeoutError`.
+
+    `name` is the resource, or "the block"; `seconds` how long it was given, or has waited.
+    """
+
+    retry_after = 0.0
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"the deadline around {self.name!r} has passed after {self.seconds:.3f} s"
+
+    def __reduce__(self) -> tuple[type[DeadlineExceeded], tuple[str, float]]:
+        return type(self), (self.name, self.seconds)
 
 
 class StoreUnavailableError(ResilienceError):

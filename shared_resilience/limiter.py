@@ -9,6 +9,7 @@ from shared_resilience import validation
 from shared_resilience.backends import Backend, OnOutage
 from shared_resilience.backends.process import Component, Process
 from shared_resilience.commands import Arguments, Command
+from shared_resilience.deadline import remaining
 from shared_resilience.decision import Decision
 from shared_resilience.errors import RateLimitExceeded
 from shared_resilience.leases import Leases
@@ -96,7 +97,8 @@ class Limiter(Component):
         return (await self.obtain(backend, texts, cost, timeout, self.held_back(priority))).decision
 
     async def obtain(self, backend: Backend, texts: Texts, cost: int, timeout: float, held_back: int) -> Answer:
-        """The answer that lets `cost` pass, waited for. Raises `RateLimitExceeded`."""
+        """The answer that lets `cost` pass, waited for, until the deadline at most. Raises `RateLimitExceeded`."""
+        timeout = min(timeout, remaining())
         end = backend.monotonic() + timeout
         if timeout <= 0:
             return await self._wait_for_room(backend, texts, cost, end, held_back)

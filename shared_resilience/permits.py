@@ -9,6 +9,7 @@ from shared_resilience.admission import Admission
 from shared_resilience.backends import Backend, Backends, OnOutage
 from shared_resilience.bulkhead_commands import Call, Entry
 from shared_resilience.commands import Command, Mold
+from shared_resilience.deadline import remaining
 from shared_resilience.decision import Decision
 from shared_resilience.functions import mirrors
 from shared_resilience.limit_commands import Answer
@@ -67,7 +68,7 @@ class LimitsAndSlot:
         if texts in limiter.refusals:
             now = backend.monotonic()
             known = limiter.refusals.find(texts, self._cost, math.inf, held_back, now, exact=True)
-            if known is not None and known.retry_after > timeout:
+            if known is not None and known.retry_after > min(timeout, remaining()):
                 raise limiter.exceeded(texts, known)
         permit = await self._bulkhead.enter(backend, priority, timeout, self)
         limiter.note(cast("Decision", permit.decision), texts)
