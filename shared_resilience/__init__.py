@@ -13,6 +13,8 @@ from shared_resilience.errors import (
     DeadlineExceeded,
     RateLimitExceeded,
     ResilienceError,
+    RetryableError,
+    RetryBudgetExhaustedError,
     StoreConfigurationError,
     StoreUnavailableError,
 )
@@ -22,6 +24,8 @@ from shared_resilience.permit import Permit
 from shared_resilience.permits import AsyncPermits, Permits
 from shared_resilience.priority import PriorityLevel
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
+from shared_resilience.retry_config import Jitter, RetryConfig, RetryStrategy
+from shared_resilience.retry_manager import AsyncRetryBudget, AsyncRetryManager, RetryBudget, RetryManager
 from shared_resilience.service import AsyncResilienceService, ResilienceService
 from shared_resilience.sliding_window import SlidingWindow
 from shared_resilience.token_bucket import TokenBucket
@@ -34,6 +38,8 @@ __all__ = [
     "AsyncPermits",
     "AsyncRateLimiter",
     "AsyncResilienceService",
+    "AsyncRetryBudget",
+    "AsyncRetryManager",
     "Bulkhead",
     "BulkheadConfig",
     "BulkheadFullError",
@@ -45,6 +51,7 @@ __all__ = [
     "DeadlineExceeded",
     "Decision",
     "Event",
+    "Jitter",
     "LeakyBucket",
     "Permit",
     "Permits",
@@ -53,6 +60,12 @@ __all__ = [
     "RateLimiter",
     "ResilienceError",
     "ResilienceService",
+    "RetryBudget",
+    "RetryBudgetExhaustedError",
+    "RetryConfig",
+    "RetryManager",
+    "RetryStrategy",
+    "RetryableError",
     "SlidingWindow",
     "StoreConfigurationError",
     "StoreUnavailableError",

@@ -5,8 +5,11 @@ ResilienceError
 ├── BulkheadFullError           all slots are taken, and so is the queue, or the wait for a slot has run out
 ├── CircuitBreakerOpenError     a circuit is open; `.retry_after` says when it may let a probe pass
 ├── DeadlineExceeded            the time of a block of code is over, or would be before anything could come of it
+├── RetryBudgetExhaustedError   the fleet has retried enough; only for who takes out of the budget by hand
 ├── StoreUnavailableError       Redis could not decide, and `on_outage="raise"` was asked for
 └── StoreConfigurationError     Redis answers, but not to this configuration: password, permissions, cluster mode
+
+`RetryableError` is none of them: it is for users to raise, inside a call that is to be retried.
 
 A value outside its definition is a plain `ValueError` or `TypeError`, raised before anything is sent.
 """
@@ -97,6 +100,33 @@ class DeadlineExceeded(ResilienceError, TimeoutError):
 
     def __reduce__(self) -> tuple[type[DeadlineExceeded], tuple[str, float]]:
         return type(self), (self.name, self.seconds)
+
+
+class RetryBudgetExhaustedError(ResilienceError):
+    """There is no retry left in the budget of the fleet. `name` is the resource, `balance` what was in it.
+
+    Calls that are retried never raise it: they raise what the last attempt raised.
+    """
+
+    retry_after = 0.0
+
+    def __init__(self, name: str, balance: float) -> None:
+        self.name = name
+        self.balance = balance
+
+    def __str__(self) -> str:
+        return f"the retry budget of {self.name!r} is exhausted: {self.balance:.2f} retries are left"
+
+    def __reduce__(self) -> tuple[type[RetryBudgetExhaustedError], tuple[str, float]]:
+        return type(self), (self.name, self.balance)
+
+
+class RetryableError(Exception):
+    """For users to raise: this is worth a retry whatever the configuration says, in `retry_after` seconds or later."""
+
+    def __init__(self, *args: object, retry_after: float | None = None) -> None:
+        super().__init__(*args)
+        self.retry_after = retry_after
 
 
 class StoreUnavailableError(ResilienceError):

@@ -11,7 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
 from shared_resilience.keys import ResourceKeys
@@ -25,6 +25,19 @@ MOST_NOTED = 1000
 DAY_MS = 86_400_000
 
 
+class Passenger(Protocol):
+    """What rides on the heartbeats of a resource."""
+
+    def command(self, counted: Mapping[str, int]) -> Command[Any] | None:
+        """What is to be told beside what was `counted` since the last heartbeat; None: nothing."""
+
+    def arrived(self, reply: Reply) -> None:
+        """Its command has run."""
+
+    def lost(self) -> None:
+        """Its command has certainly not run."""
+
+
 class Resource:
     """A resource as this process uses it: its keys, what was counted, the numbers in force, the fleet's view."""
 
@@ -32,6 +45,7 @@ class Resource:
         self.name = name
         self.keys = ResourceKeys(prefix, name)
         self.numbers: dict[str, float] = {}
+        self.passengers: list[Passenger] = []
         self.restart()
 
     def configure(self, numbers: Mapping[str, float]) -> None:
@@ -154,23 +168,35 @@ class Beat:
             counts = [item for pair in pending.items() for item in pair]
             args = (worker, horizon_us, len(resource.numbers), *numbers, *counts)
             self.commands.append(Command(BEAT, (keys.workers, keys.config, keys.stats, keys.overrides), args))
+        self._passengers: list[Passenger] = []
+        for resource, pending in zip(resources, self._pending, strict=True):
+            for passenger in resource.passengers:
+                command = passenger.command(pending)
+                if command is not None:
+                    self._passengers.append(passenger)
+                    self.commands.append(command)
 
     def arrived(self, replies: Sequence[Reply], now: float) -> None:
         """Takes in the fleet's view; `now` is this process's own time."""
         self._heartbeat.fleet_size = int(replies[0][0])
-        for resource, reply in zip(self.resources, replies[2:], strict=True):
+        own = 2 + len(self.resources)
+        for resource, reply in zip(self.resources, replies[2:own], strict=True):
             resource.workers, resource.paused_us = int(reply[0]), int(reply[1])
             resource.paused_until = now + resource.paused_us / 1e6
             split = 3 + 2 * int(reply[2])
             counters, overrides = reply[3:split], reply[split:]
             resource.fleet = {_text(field): int(value) for field, value in _pairs(counters)}
             resource.overrides = {_text(field): _text(value) for field, value in _pairs(overrides)}
+        for passenger, reply in zip(self._passengers, replies[own:], strict=True):
+            passenger.arrived(reply)
 
     def lost(self, ran_not: bool) -> None:
         """Keeps the counts for the next beat if they certainly did not arrive; counting twice would be worse."""
         if ran_not:
             for resource, pending in zip(self.resources, self._pending, strict=True):
                 resource.put_back(pending)
+            for passenger in self._passengers:
+                passenger.lost()
 
 
 def _text(value: int | str | bytes) -> str:

@@ -43,7 +43,7 @@ def encode_name(name: str) -> str:
 class ResourceKeys:
     """The keys of one resource, `sr:{payments}:config` and its like, or of one of its partitions."""
 
-    __slots__ = ("_stem", "breaker", "config", "name", "overrides", "stats", "workers")
+    __slots__ = ("_stem", "breaker", "config", "name", "overrides", "retry_budget", "stats", "workers")
 
     def __init__(self, prefix: str, name: str, partition: str | None = None) -> None:
         self.name = encode_name(name)
@@ -53,6 +53,7 @@ class ResourceKeys:
         self.breaker = self._stem + "breaker"
         self.config = self._stem + "config"
         self.overrides = self._stem + "overrides"
+        self.retry_budget = self._stem + "retry_budget"
         self.stats = self._stem + "stats"
         self.workers = self._stem + "workers"
 

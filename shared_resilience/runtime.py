@@ -34,6 +34,8 @@ from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.limits import Limit
 from shared_resilience.overrides import override_text
 from shared_resilience.permits import Composition
+from shared_resilience.retries import Retries
+from shared_resilience.retry_config import RetryConfig
 
 
 class Options(TypedDict, total=False):
@@ -135,6 +137,19 @@ class Runtime:
             raise ValueError(f"bulkhead {name!r} exists with another configuration: {core.config}, not {config}")
         return core
 
+    def retries(self, name: str, config: RetryConfig | None) -> Retries:
+        """The retries of `name` in this process; None stands for what existing ones have, else the default."""
+        if config is not None and not isinstance(config, RetryConfig):
+            raise validation.wrong("config", config, "a RetryConfig")
+        components = self.process.components
+        with self.process.lock:
+            core = cast("Retries | None", components.get(("retry_manager", name)))
+            if core is None:
+                core = components["retry_manager", name] = Retries(name, config or RetryConfig(), self.process)
+        if config is not None and config != core.config:
+            raise ValueError(f"retry manager {name!r} exists with another configuration: {core.config}, not {config}")
+        return core
+
     def permits(self, name: str) -> Composition:
         """The limiter and the bulkhead `name` of this process, together. Raises `LookupError` if one is missing."""
         components = self.process.components
@@ -179,6 +194,7 @@ class Runtime:
         process = self.process
         breakers = [core for core in list(process.components.values()) if isinstance(core, Breaker)]
         bulkheads = [core for core in list(process.components.values()) if isinstance(core, Admission)]
+        retries = [core for core in list(process.components.values()) if isinstance(core, Retries)]
         return {
             "timestamp": time.time(),
             "store": {"usable": process.guard.usable, "answered": process.guard.proven},
@@ -186,6 +202,7 @@ class Runtime:
             "rate_limiters": {core.name: core.stats() for core in self._limiters()},
             "circuit_breakers": {core.name: core.known() for core in breakers},
             "bulkheads": {core.name: core.known() for core in bulkheads},
+            "retry_managers": {core.name: core.known() for core in retries},
         }
 
 

@@ -19,6 +19,8 @@ from shared_resilience.limits import Limit
 from shared_resilience.permits import AsyncPermits, Permits
 from shared_resilience.priority import Reserved
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
+from shared_resilience.retry_config import RetryConfig
+from shared_resilience.retry_manager import AsyncRetryManager, RetryManager
 from shared_resilience.runtime import CheckedOptions, Options, Runtime, local_runtime, own_runtime, users_runtime
 
 
@@ -136,6 +138,13 @@ class ResilienceService(_Service):
         core = self._runtime.bulkhead(name, config)
         return Bulkhead(core, self._runtime.backends_of(core))
 
+    def get_or_create_retry_manager(self, name: str, config: RetryConfig | None = None) -> RetryManager:
+        """The retries of `name`; its budget is one for all processes, what is retried is this process's affair.
+
+        Raises `ValueError` if they exist with another configuration.
+        """
+        return RetryManager(self._runtime.retries(name, config), self._runtime.backends)
+
     def permits(self, name: str) -> Permits:
         """The rate limiter and the bulkhead of the resource `name`, entered together.
 
@@ -215,6 +224,9 @@ class AsyncResilienceService(_Service):
     def get_or_create_bulkhead(self, name: str, config: BulkheadConfig | None = None) -> AsyncBulkhead:
         core = self._runtime.bulkhead(name, config)
         return AsyncBulkhead(core, self._runtime.backends_of(core))
+
+    def get_or_create_retry_manager(self, name: str, config: RetryConfig | None = None) -> AsyncRetryManager:
+        return AsyncRetryManager(self._runtime.retries(name, config), self._runtime.backends)
 
     def permits(self, name: str) -> AsyncPermits:
         core = self._runtime.permits(name)
