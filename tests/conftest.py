@@ -7,7 +7,7 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import fakeredis
@@ -17,7 +17,7 @@ from proxies import Proxy
 from redis import asyncio as async_redis
 from servers import WHERE_FROM, Server, binary_of
 
-from shared_resilience import Event
+from shared_resilience import Event, scripts
 from shared_resilience.backends import Backends, resp
 from shared_resilience.backends.fallback import AsyncFallbackBackend, FallbackBackend
 from shared_resilience.backends.process import Process
@@ -99,6 +99,18 @@ class Lane:
         self.pool = pool
         self.make_async_pool = make_async_pool
         self.client: Any = redis.Redis(connection_pool=pool)
+
+    @cached_property
+    def wire(self) -> PoolWire:
+        """One for all stores that a test makes by the hundred: each wire keeps a connection."""
+        return PoolWire(self.pool, 5, theirs=False)
+
+    def load_scripts(self) -> None:
+        """A script that is unknown in the middle of a pipeline would run out of order."""
+        loaded = [scripts.load(name) for name in scripts.names()]
+        if not all(self.client.script_exists(*(script.sha for script in loaded))):
+            for script in loaded:
+                self.client.script_load(script.text)
 
 
 @pytest.fixture(scope="session")

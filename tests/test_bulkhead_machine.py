@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from models import ContinuousBucket
-from test_slots_twin import wire_of
 
 from shared_resilience import BulkheadConfig, PriorityLevel, TokenBucket
 from shared_resilience.backends import step
@@ -138,7 +137,7 @@ class Crowd(RuleBasedStateMachine):
         self.permits = {number: PermitCommands(limits, slots) for number, slots in self.slots.items()}
         self.limit_keys = (self.keys.overrides, *(self.keys.limit(bucket.label, "") for bucket in BUCKETS))
         self.now = 1_763_880_000_000_000
-        self.redis = RedisStore(wire_of(self.lane), lambda: self.now)
+        self.redis = RedisStore(self.lane.wire, lambda: self.now)
         self.states: dict[str, State] = {}
         self.model = Model()
         self.calls: dict[str, PriorityLevel] = {}

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from test_circuit_twin import as_stored, comparable, stored, wire_of
+from test_circuit_twin import as_stored, comparable, stored
 
 from shared_resilience import CircuitBreakerConfig
 from shared_resilience.backends import step
@@ -191,7 +191,7 @@ class Fleet(RuleBasedStateMachine):
         stem = f"machine:{{{next(_numbers)}}}"
         self.keys = (f"{stem}:overrides", f"{stem}:breaker", f"{stem}:workers")
         self.now = 1_763_880_000_000_000
-        self.redis = RedisStore(wire_of(self.lane), lambda: self.now)
+        self.redis = RedisStore(self.lane.wire, lambda: self.now)
         self.states: dict[str, State] = {self.keys[2]: dict.fromkeys(WORKERS, self.now)}
         self.lane.client.zadd(self.keys[2], dict.fromkeys(WORKERS, 1))
         self.model = Model()

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 from conftest import Lane
+from histories import compare_all
 
-from shared_resilience import CircuitBreakerConfig, scripts
+from shared_resilience import CircuitBreakerConfig
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
@@ -85,12 +86,6 @@ def elapsed(source: random.Random) -> int:
     return int(10 ** source.uniform(7, 10))
 
 
-def wire_of(lane: Lane) -> PoolWire:
-    """One for all histories on a lane: each keeps a connection."""
-    wire: PoolWire = lane.__dict__.setdefault("wire", PoolWire(lane.pool, 5, theirs=False))
-    return wire
-
-
 class History:
     """A random history, taken by the twins while it is thought up, and then by Redis."""
 
@@ -103,7 +98,7 @@ class History:
         self.keys = (f"{stem}:overrides", f"{stem}:breaker", f"{stem}:workers")
         self.now = 1_763_880_000_000_000
         self.times: list[int] = []
-        self.redis = RedisStore(wire_of(lane), lambda: self.times.pop(0))
+        self.redis = RedisStore(lane.wire, lambda: self.times.pop(0))
         self.asked: list[int] = []
         self.commands: list[Command[Any]] = []
         self.expected: list[list[Any]] = []
@@ -111,8 +106,7 @@ class History:
         self.ttls: dict[str, int] = {}
         self.generations = [0]
         self.tokens = ["t"]
-        for name in scripts.names():  # a script that is unknown in the middle of a pipeline would run out of order
-            self.client.script_load(scripts.load(name).text)
+        lane.load_scripts()
 
     def foresee(self, number: int) -> History:
         for _ in range(number):
@@ -238,8 +232,7 @@ def stored(client: Any, key: str) -> dict[str, Any]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_script_and_twin_agree_over_a_hundred_thousand_random_steps(store: Lane, lane: str, family: str) -> None:
     steps = STEPS // len(FAMILIES) if lane != "fakeredis" else 1_000
-    for seed in range(-(-steps // BATCH)):
-        History(store, family, seed).foresee(BATCH).compare()
+    compare_all(History(store, family, seed).foresee(BATCH) for seed in range(-(-steps // BATCH)))
 
 
 @pytest.mark.parametrize("family", ["defaults", "quick", "slow and in company"])

@@ -6,15 +6,15 @@ import itertools
 import random
 import statistics
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import pytest
 from conftest import Lane
+from histories import compare_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket, scripts
+from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore, Request
 from shared_resilience.backends.wires import PoolWire
@@ -111,19 +111,12 @@ def moves(seed: int, number: int, configurations: int) -> Iterator[Move]:
         )
 
 
-@cache
-def load_scripts(lane: Lane) -> None:
-    """A script that is unknown in the middle of a pipeline would run out of order."""
-    for name in scripts.names():
-        lane.client.script_load(scripts.load(name).text)
-
-
 class Both:
     """Redis and twins that are told the same commands at the same times; twins know no expiry."""
 
     def __init__(self, lane: Lane, family: list[list[Limit]]) -> None:
         self.client = lane.client
-        load_scripts(lane)
+        lane.load_scripts()
         self.family = family
         self.limit_commands = [LimitCommands(limits) for limits in family]
         self.stem = f"twin:{{{next(_batches)}}}"
@@ -133,7 +126,7 @@ class Both:
         self.expected: list[tuple[Any, ...]] = []
         self.asked: list[int] = []
         self.times: list[int] = []
-        self.redis = RedisStore(PoolWire(lane.pool, 5, theirs=False), lambda: self.times.pop(0))
+        self.redis = RedisStore(lane.wire, lambda: self.times.pop(0))
         self.states: dict[str, State] = {}
         self.ttls: dict[str, int] = {}
 
@@ -238,8 +231,14 @@ class Both:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_script_and_twin_agree_over_a_hundred_thousand_random_steps(store: Lane, lane: str, family: str) -> None:
     steps = STEPS if lane != "fakeredis" else 2_000
-    for seed in range(steps // BATCH):
-        Both(store, FAMILIES[family]).replay(list(moves(seed, BATCH, len(FAMILIES[family]))))
+
+    def histories() -> Iterator[Both]:
+        for seed in range(steps // BATCH):
+            both = Both(store, FAMILIES[family])
+            both.foresee(list(moves(seed, BATCH, len(FAMILIES[family]))))
+            yield both
+
+    compare_all(histories())
 
 
 TO_THE_MICROSECOND: dict[str, tuple[Limit, list[Move]]] = {

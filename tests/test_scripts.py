@@ -373,7 +373,7 @@ def test_a_slot_is_usually_taken_and_given_back_by_the_first_parts_of_the_script
     store: Lane, prefix: str, most: int, may_wait: bool, priority: PriorityLevel
 ) -> None:
     redis_store = usual_store(store)
-    slots = BulkheadCommands(ResourceKeys(prefix, "a"), BulkheadConfig(1), lambda: 0)
+    slots = BulkheadCommands(ResourceKeys(prefix, "a"), BulkheadConfig(1, 7), lambda: 0)
     calls = [Call(f"w:{number}:3000", priority, may_wait, None) for number in range(min(most, 4))]
     for number, call in enumerate(calls):
         enter = slots.enter(call)

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 from conftest import Lane
+from histories import compare_all
 
-from shared_resilience import BulkheadConfig, LeakyBucket, PriorityLevel, SlidingWindow, TokenBucket, scripts
+from shared_resilience import BulkheadConfig, LeakyBucket, PriorityLevel, SlidingWindow, TokenBucket
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
-from shared_resilience.backends.wires import PoolWire
 from shared_resilience.bulkhead_commands import BulkheadCommands, Call
 from shared_resilience.commands import Command, State
 from shared_resilience.keys import ResourceKeys
@@ -49,12 +49,6 @@ def elapsed(source: random.Random) -> int:
     return int(10 ** source.uniform(6, 10))
 
 
-def wire_of(lane: Lane) -> PoolWire:
-    """One for all histories on a lane: each keeps a connection."""
-    wire: PoolWire = lane.__dict__.setdefault("wire", PoolWire(lane.pool, 5, theirs=False))
-    return wire
-
-
 class History:
     """A random history, taken by the twins while it is thought up, and then by Redis."""
 
@@ -76,9 +70,8 @@ class History:
         self.expected: list[list[Any]] = []
         self.asked: list[int] = []
         self.times: list[int] = []
-        self.redis = RedisStore(wire_of(lane), lambda: self.times.pop(0))
-        for name in scripts.names():  # a script that is unknown in the middle of a pipeline would run out of order
-            self.client.script_load(scripts.load(name).text)
+        self.redis = RedisStore(lane.wire, lambda: self.times.pop(0))
+        lane.load_scripts()
 
     def foresee(self, number: int) -> History:
         for _ in range(number):
@@ -178,14 +171,13 @@ class History:
 
 def test_scripts_and_twins_agree_over_forty_thousand_random_steps(store: Lane, lane: str) -> None:
     steps = STEPS if lane != "fakeredis" else 2_000
-    for seed in range(steps // BATCH):
-        History(store, seed).foresee(BATCH).compare()
+    compare_all(History(store, seed).foresee(BATCH) for seed in range(steps // BATCH))
 
 
 def slots_of(store: Lane, prefix: str) -> tuple[RedisStore, BulkheadCommands]:
     """A bulkhead with one slot and a queue of 200, at a time that stands still."""
     keys = ResourceKeys(prefix, "a")
-    return RedisStore(wire_of(store), lambda: START), BulkheadCommands(keys, BulkheadConfig(1, 200), lambda: 0)
+    return RedisStore(store.wire, lambda: START), BulkheadCommands(keys, BulkheadConfig(1, 200), lambda: 0)
 
 
 def come(redis: RedisStore, slots: BulkheadCommands, token: str) -> list[Any]:
