@@ -16,7 +16,8 @@
 --- @include "clock"
 
 local DAY_MS, MOST_AT_ONCE = "86400000", 1000000000
-local wanted, requests, share = argument("wanted", ARGV[1], 0), argument("requests", ARGV[2], 0), argument("share", ARGV[3], 1)
+local wanted, requests = argument("wanted", ARGV[1], 0), argument("requests", ARGV[2], 0)
+local share = argument("share", ARGV[3], 1)
 local part, floor, most = argument("part", ARGV[4], 0), argument("floor", ARGV[5], 0), argument("most", ARGV[6], 0)
 if problem then
   return problem

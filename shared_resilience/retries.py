@@ -50,6 +50,8 @@ class Retries(Component):
 
     def after_fork(self) -> None:
         self._random = random.Random()
+        if self.budget is not None:
+            self.budget.restart()
 
     def begin(self) -> float:
         """Counts a call that begins, and when it does. Raises `DeadlineExceeded` if its deadline has passed."""

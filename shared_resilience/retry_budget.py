@@ -76,29 +76,41 @@ class Budget:
         self._numbers = millionths(part / 100), millionths(floor), millionths(most)
         self._operation = Operation("retry_budget", settle, _account, self._share)
         self._keys = (resource.keys.retry_budget,)
-        self._riding = self._paid_in = 0
+        self.restart()
         resource.passengers.append(self)
+
+    def restart(self) -> None:
+        """As in a process that has made no call."""
+        self._riding = self._paid_in = 0
 
     async def withdraw(self, backend: Backend) -> Account:
         """Takes a retry out, if there is one."""
-        return await backend.run(self._command(1, 0), self._resource)
+        return await self._ask(backend, 1, 0)
 
     async def look(self, backend: Backend) -> Account:
         """How it stands. What this process has not told yet is paid in with its next heartbeat."""
-        return await backend.run(self._command(0, 0), self._resource)
+        return await self._ask(backend, 0, 0)
 
     async def deposit(self, backend: Backend, requests: int) -> Account:
         """Pays in for `requests` calls."""
-        return await backend.run(self._command(0, requests), self._resource)
+        return await self._ask(backend, 0, requests)
+
+    async def _ask(self, backend: Backend, wanted: int, requests: int) -> Account:
+        if backend.source() == "local":
+            requests += self._untold()
+        return await backend.run(self._command(wanted, requests), self._resource)
 
     def _command(self, wanted: int, requests: int) -> Command[Account]:
         return Command(self._operation, self._keys, (wanted, requests, 1, *self._numbers))
 
     def _share(self, n: int, wanted: Argument, requests: int, share: int, *numbers: Argument) -> Arguments:
-        """Without Redis the calls of this process pay in here, when the budget is asked."""
+        return wanted, requests + self._untold(), n, *numbers
+
+    def _untold(self) -> int:
+        """The calls of this process that have paid in nowhere: without Redis, they do so here and now."""
         counted = self._resource.counted().get(REQUESTS, 0)
         untold, self._paid_in = max(0, counted - self._paid_in), counted
-        return wanted, requests + untold, n, *numbers
+        return untold
 
     # On the heartbeat.
 

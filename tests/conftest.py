@@ -176,7 +176,7 @@ def runtime_on(store: Lane, prefix: str, clock: ManualClock) -> Runtime:
     return Runtime(
         process,
         Backends(
-            lambda: FallbackBackend(process, RedisStore(PoolWire(store.pool, 5, theirs=False), now_us)),
+            lambda: FallbackBackend(process, RedisStore(PoolWire(store.pool, 5, theirs=True), now_us)),
             lambda: AsyncFallbackBackend(process, RedisStore(AsyncPoolWire(pools, 5), now_us)),
         ),
         CheckedOptions(),

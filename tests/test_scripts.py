@@ -30,6 +30,7 @@ from shared_resilience.keys import ResourceKeys
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.limits import Limit
 from shared_resilience.permit_commands import PermitCommands
+from shared_resilience.retry_budget import settle as settle_budget
 
 PINNED = {
     "bulkhead_enter": "fa4b8a71f5fffc37e023d4aa12d50123de9e0243",
@@ -49,12 +50,14 @@ PINNED = {
     "rate_limiter_peek": "9213ba10e23a609d32a518358791cfc6779aff9b",
     "rate_limiter_reset": "673cce9a8613b3ec93ba3e2bc0931ed28235b364",
     "rate_limiter_settle": "d862bc8f01c20801a5308ee111826ce48c234f0b",
+    "retry_budget": "05827101baabddae7fc0702273ddadbe105fc248",
     "sliding_window": "08d40c230db70c4d6ad4ef9a6c4e81a155f516a2",
     "token_bucket": "f1dc8cd887f24e9ddfa57f75602d8ade31ceff4c",
     "token_bucket_lease": "53810de3db25327418f0c0a46899a967a8fa86b9",
 }
 
 
+RETRY_BUDGET: Operation[Any] = Operation("retry_budget", settle_budget, lambda reply, source: reply)
 LIMITS: list[Limit] = [
     TokenBucket(10, 1),
     SlidingWindow(20, 60),
@@ -93,6 +96,7 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "bulkhead_leave": of_slots.leave("w1:a:30000"),
         "bulkhead_upkeep": of_slots.upkeep(["adopt", "w1:a:30000", "renew", "w1:b:30000", "drop", "w1:c:30000"]),
         "permits_enter": PermitCommands(of_limits, of_slots).enter(keys, 1, 0, wanted),
+        "retry_budget": Command(RETRY_BUDGET, (f"{stem}:retry_budget",), (1, 3, 1, 100_000, 10**6, 10**8)),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
         "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
     }
@@ -269,6 +273,12 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("permits_enter", 0, "cost must be an integer from 1"),
         ("permits_enter", 3, "held back must be an integer from 0"),
         ("permits_enter", -5, "slots must be an integer from 1"),
+        ("retry_budget", 0, "wanted must be an integer from 0"),
+        ("retry_budget", 1, "requests must be an integer from 0"),
+        ("retry_budget", 2, "share must be an integer from 1"),
+        ("retry_budget", 3, "part must be an integer from 0"),
+        ("retry_budget", 4, "floor must be an integer from 0"),
+        ("retry_budget", 5, "most must be an integer from 0"),
         ("heartbeat", 1, "horizon must be an integer from 1"),
         ("heartbeat", 2, "number of fields must be an integer from 0"),
         ("heartbeat_roster", 0, "horizon must be an integer from 1"),
