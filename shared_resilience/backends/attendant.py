@@ -206,6 +206,6 @@ class TaskAttendant(Attendant):
     async def stop(self) -> None:
         """Ends the task; the next thing to look after begins another."""
         task = self._task
-        if task is not None and not task.done():
+        while task is not None and not task.done():
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=STEP)  # `wait_for` of Python 3.11 may swallow what redis-py should hear
