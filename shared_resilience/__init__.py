@@ -1,5 +1,6 @@
 """Distributed resilience backed by shared Redis state: limits that a whole fleet of processes keeps together."""
 
+from shared_resilience.adaptive_timeout import AdaptiveTimeout, AsyncAdaptiveTimeout, Timeouts
 from shared_resilience.bulkhead import AsyncBulkhead, Bulkhead
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit import CircuitState
@@ -28,11 +29,14 @@ from shared_resilience.retry_config import Jitter, RetryConfig, RetryStrategy
 from shared_resilience.retry_manager import AsyncRetryBudget, AsyncRetryManager, RetryBudget, RetryManager
 from shared_resilience.service import AsyncResilienceService, ResilienceService
 from shared_resilience.sliding_window import SlidingWindow
+from shared_resilience.timeout_config import TimeoutConfig
 from shared_resilience.token_bucket import TokenBucket
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveTimeout",
+    "AsyncAdaptiveTimeout",
     "AsyncBulkhead",
     "AsyncCircuitBreaker",
     "AsyncPermits",
@@ -69,6 +73,8 @@ __all__ = [
     "SlidingWindow",
     "StoreConfigurationError",
     "StoreUnavailableError",
+    "TimeoutConfig",
+    "Timeouts",
     "TokenBucket",
     "deadline",
     "deadline_from",

@@ -43,7 +43,7 @@ def encode_name(name: str) -> str:
 class ResourceKeys:
     """The keys of one resource, `sr:{payments}:config` and its like, or of one of its partitions."""
 
-    __slots__ = ("_stem", "breaker", "config", "name", "overrides", "retry_budget", "stats", "workers")
+    __slots__ = ("_stem", "breaker", "config", "latency", "name", "overrides", "retry_budget", "stats", "workers")
 
     def __init__(self, prefix: str, name: str, partition: str | None = None) -> None:
         self.name = encode_name(name)
@@ -52,6 +52,7 @@ class ResourceKeys:
         self._stem = f"{prefix}:{{{self.name}}}:"
         self.breaker = self._stem + "breaker"
         self.config = self._stem + "config"
+        self.latency = self._stem + "latency"
         self.overrides = self._stem + "overrides"
         self.retry_budget = self._stem + "retry_budget"
         self.stats = self._stem + "stats"

@@ -187,7 +187,7 @@ class Limiter(Component):
         if type(cost) is not int or not 1 <= cost <= self._most:
             validation.count("cost", cost, high=self._most)
 
-    def stats(self) -> dict[str, object]:
+    def known(self) -> dict[str, object]:
         return {
             "limits": {limit.label: limit.numbers() for limit in self.config.limits},
             "overrides": dict(self.resource.overrides),

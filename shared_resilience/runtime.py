@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NoReturn, TypedDict, cast
+from typing import Any, NoReturn, TypedDict, TypeVar, cast
 
 import redis
 from redis import asyncio as async_redis
@@ -18,7 +18,7 @@ from shared_resilience.backends.clients import OwnClients, client_identity
 from shared_resilience.backends.clock import Clock
 from shared_resilience.backends.fallback import AsyncFallbackBackend, FallbackBackend
 from shared_resilience.backends.local import AsyncLocalBackend, LocalBackend
-from shared_resilience.backends.process import Process, shared_process
+from shared_resilience.backends.process import Component, Process, shared_process
 from shared_resilience.backends.redis import RedisStore, Wire
 from shared_resilience.backends.wires import ClusterWire, PoolWire
 from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWire, OwnPools, UsersPool
@@ -28,6 +28,7 @@ from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.commands import Command
 from shared_resilience.errors import ResilienceError
 from shared_resilience.events import Listener
+from shared_resilience.latency import Latency
 from shared_resilience.limit_commands import OVERRIDE
 from shared_resilience.limiter import Limiter
 from shared_resilience.limiter_config import LimiterConfig
@@ -36,6 +37,11 @@ from shared_resilience.overrides import override_text
 from shared_resilience.permits import Composition
 from shared_resilience.retries import Retries
 from shared_resilience.retry_config import RetryConfig
+from shared_resilience.timeout_config import TimeoutConfig
+
+KINDS = ("rate_limiter", "circuit_breaker", "bulkhead", "retry_manager", "adaptive_timeout")
+G = TypeVar("G")
+C = TypeVar("C", bound=Component)
 
 
 class Options(TypedDict, total=False):
@@ -108,47 +114,48 @@ class Runtime:
             raise ValueError(f"rate limiter {name!r} exists with another configuration: {core.config}, not {wanted}")
         return core
 
+    # Below, a configuration of None stands for what an existing component has, else for the default.
+
     def breaker(self, name: str, config: CircuitBreakerConfig | None) -> Breaker:
-        """The circuit breaker `name` of this process; None stands for what an existing one has, else the default."""
-        if config is not None and not isinstance(config, CircuitBreakerConfig):
-            raise validation.wrong("config", config, "a CircuitBreakerConfig")
-        components = self.process.components
-        with self.process.lock:
-            core = cast("Breaker | None", components.get(("circuit_breaker", name)))
-            if core is None:
-                chosen = config or CircuitBreakerConfig()
-                core = components["circuit_breaker", name] = Breaker(name, chosen, self.process, self._sync_interval)
-        if config is not None and config != core.config:
-            raise ValueError(f"circuit breaker {name!r} exists with another configuration: {core.config}, not {config}")
-        return core
+        """The circuit breaker `name` of this process."""
+
+        def make(chosen: CircuitBreakerConfig) -> Breaker:
+            return Breaker(name, chosen, self.process, self._sync_interval)
+
+        return self._component("circuit_breaker", name, CircuitBreakerConfig, config, make)
 
     def bulkhead(self, name: str, config: BulkheadConfig | None) -> Admission:
-        """The bulkhead `name` of this process; None stands for what an existing one has, else the default."""
-        if config is not None and not isinstance(config, BulkheadConfig):
-            raise validation.wrong("config", config, "a BulkheadConfig")
-        components = self.process.components
-        with self.process.lock:
-            core = cast("Admission | None", components.get(("bulkhead", name)))
-            if core is None:
-                chosen = config or BulkheadConfig()
-                on_outage = chosen.on_outage or self.on_outage or "local"
-                core = components["bulkhead", name] = Admission(name, chosen, self.process, on_outage)
-        if config is not None and config != core.config:
-            raise ValueError(f"bulkhead {name!r} exists with another configuration: {core.config}, not {config}")
-        return core
+        """The bulkhead `name` of this process."""
+
+        def make(chosen: BulkheadConfig) -> Admission:
+            return Admission(name, chosen, self.process, chosen.on_outage or self.on_outage or "local")
+
+        return self._component("bulkhead", name, BulkheadConfig, config, make)
 
     def retries(self, name: str, config: RetryConfig | None) -> Retries:
-        """The retries of `name` in this process; None stands for what existing ones have, else the default."""
-        if config is not None and not isinstance(config, RetryConfig):
-            raise validation.wrong("config", config, "a RetryConfig")
+        """The retries of `name` in this process."""
+        return self._component(
+            "retry_manager", name, RetryConfig, config, lambda chosen: Retries(name, chosen, self.process)
+        )
+
+    def latency(self, name: str, config: TimeoutConfig | None) -> Latency:
+        """What the adaptive timeout `name` of this process follows."""
+        return self._component(
+            "adaptive_timeout", name, TimeoutConfig, config, lambda chosen: Latency(name, chosen, self.process)
+        )
+
+    def _component(self, kind: str, name: str, of: type[G], config: G | None, make: Callable[[G], C]) -> C:
+        if config is not None and not isinstance(config, of):
+            raise validation.wrong("config", config, f"a {of.__name__}")
         components = self.process.components
         with self.process.lock:
-            core = cast("Retries | None", components.get(("retry_manager", name)))
+            core: Any = components.get((kind, name))
             if core is None:
-                core = components["retry_manager", name] = Retries(name, config or RetryConfig(), self.process)
+                core = components[kind, name] = make(config or of())
         if config is not None and config != core.config:
-            raise ValueError(f"retry manager {name!r} exists with another configuration: {core.config}, not {config}")
-        return core
+            what = kind.replace("_", " ")
+            raise ValueError(f"{what} {name!r} exists with another configuration: {core.config}, not {config}")
+        return cast("C", core)
 
     def permits(self, name: str) -> Composition:
         """The limiter and the bulkhead `name` of this process, together. Raises `LookupError` if one is missing."""
@@ -186,23 +193,20 @@ class Runtime:
                 await core.before_close(backend)
         await backend.close()
 
-    def _limiters(self) -> list[Limiter]:
-        return [core for core in list(self.process.components.values()) if isinstance(core, Limiter)]
-
     def stats(self) -> dict[str, Any]:
         """What `get_comprehensive_stats` returns."""
         process = self.process
-        breakers = [core for core in list(process.components.values()) if isinstance(core, Breaker)]
-        bulkheads = [core for core in list(process.components.values()) if isinstance(core, Admission)]
-        retries = [core for core in list(process.components.values()) if isinstance(core, Retries)]
+        kinds: dict[str, dict[str, object]] = {
+            f"{kind}s": {}
+            for kind in ("rate_limiter", "circuit_breaker", "bulkhead", "retry_manager", "adaptive_timeout")
+        }
+        for (kind, name), core in list(process.components.items()):
+            kinds[f"{kind}s"][name] = core.known()
         return {
             "timestamp": time.time(),
             "store": {"usable": process.guard.usable, "answered": process.guard.proven},
             "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
-            "rate_limiters": {core.name: core.stats() for core in self._limiters()},
-            "circuit_breakers": {core.name: core.known() for core in breakers},
-            "bulkheads": {core.name: core.known() for core in bulkheads},
-            "retry_managers": {core.name: core.known() for core in retries},
+            **kinds,
         }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 import redis
 from redis import asyncio as async_redis
 
+from shared_resilience.adaptive_timeout import AdaptiveTimeout, AsyncAdaptiveTimeout
 from shared_resilience.backends import OnOutage, step
 from shared_resilience.backends.clock import Clock
 from shared_resilience.bulkhead import AsyncBulkhead, Bulkhead
@@ -22,6 +23,7 @@ from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.retry_config import RetryConfig
 from shared_resilience.retry_manager import AsyncRetryManager, RetryManager
 from shared_resilience.runtime import CheckedOptions, Options, Runtime, local_runtime, own_runtime, users_runtime
+from shared_resilience.timeout_config import TimeoutConfig
 
 
 class _Service:
@@ -145,6 +147,13 @@ class ResilienceService(_Service):
         """
         return RetryManager(self._runtime.retries(name, config), self._runtime.backends)
 
+    def get_or_create_adaptive_timeout(self, name: str, config: TimeoutConfig | None = None) -> AdaptiveTimeout:
+        """The timeout `name`, which follows from the calls of all processes.
+
+        Raises `ValueError` if it exists with another configuration.
+        """
+        return AdaptiveTimeout(self._runtime.latency(name, config), self._runtime.backends)
+
     def permits(self, name: str) -> Permits:
         """The rate limiter and the bulkhead of the resource `name`, entered together.
 
@@ -227,6 +236,9 @@ class AsyncResilienceService(_Service):
 
     def get_or_create_retry_manager(self, name: str, config: RetryConfig | None = None) -> AsyncRetryManager:
         return AsyncRetryManager(self._runtime.retries(name, config), self._runtime.backends)
+
+    def get_or_create_adaptive_timeout(self, name: str, config: TimeoutConfig | None = None) -> AsyncAdaptiveTimeout:
+        return AsyncAdaptiveTimeout(self._runtime.latency(name, config), self._runtime.backends)
 
     def permits(self, name: str) -> AsyncPermits:
         core = self._runtime.permits(name)

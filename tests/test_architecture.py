@@ -12,6 +12,8 @@ import pytest
 
 import shared_resilience
 from shared_resilience import (
+    AdaptiveTimeout,
+    AsyncAdaptiveTimeout,
     AsyncBulkhead,
     AsyncCircuitBreaker,
     AsyncPermits,
@@ -34,6 +36,7 @@ from shared_resilience.slot_guard import AsyncSlotGuard, SlotGuard
 
 PACKAGE = Path(shared_resilience.__file__).parent
 TWINS = [
+    (AdaptiveTimeout, AsyncAdaptiveTimeout),
     (Bulkhead, AsyncBulkhead),
     (CircuitBreaker, AsyncCircuitBreaker),
     (Guard, AsyncGuard),
@@ -111,16 +114,16 @@ LAYERS = [
     {"overrides"},
     {"circuit", "circuit_config", "heartbeat", "limits", "slots"},
     {"backends", "circuit_commands", "leases", "refusals", "limit_commands"},
-    {"retry_config", "responses"},
+    {"retry_config", "responses", "timeout_config"},
     {"backoff", "retry_budget"},
     {"bulkhead_config", "evidence", "limiter_config", "lines", "sent_commands"},
     {"bulkhead_commands", "permit_commands"},
     {"holdings"},
     {"limiter_keys"},
     {"announcements", "outage"},
-    {"admission", "breaker", "limiter", "retries"},
+    {"admission", "breaker", "latency", "limiter", "retries"},
     {"reservation", "slot_guard"},
-    {"bulkhead", "circuit_breaker", "rate_limiter", "retry_manager"},
+    {"adaptive_timeout", "bulkhead", "circuit_breaker", "rate_limiter", "retry_manager"},
     {"permits"},
     {"runtime"},
     {"service"},

@@ -108,7 +108,7 @@ def test_the_numbers_in_force_are_told_for_each_limit(api: Api) -> None:
         "limit.sliding_window.limit": 20, "limit.sliding_window.window": 60,
         "limit.leaky_bucket.capacity": 9, "limit.leaky_bucket.leak_rate": 0.5,
     }  # fmt: skip
-    assert core.stats() == {
+    assert core.known() == {
         "limits": {
             "token_bucket": {"capacity": 10, "refill_rate": 2.5},
             "sliding_window": {"limit": 20, "window": 60},
@@ -137,7 +137,7 @@ def test_decisions_of_this_process_are_counted_as_such(api: Api, place: str) -> 
     for _ in range(2):
         api(limiter.try_acquire())
 
-    counted = limiter._core.stats()["local"]
+    counted = limiter._core.known()["local"]
     locally = {"limit.decided_locally": 2} if place == "local" else {}
     assert counted == {"limit.allowed": 1, "limit.refused": 1, **locally}
 

@@ -27,6 +27,7 @@ from shared_resilience.commands import Command, Operation
 from shared_resilience.evidence import EVIDENCE
 from shared_resilience.heartbeat import BEAT, ENROL
 from shared_resilience.keys import ResourceKeys
+from shared_resilience.latency import record
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.limits import Limit
 from shared_resilience.permit_commands import PermitCommands
@@ -42,6 +43,7 @@ PINNED = {
     "evidence": "65e7e733665e36cdf84fa9fc64ee25848a2629ac",
     "heartbeat": "75d0a8faf97aa1bffcd2857562c809e5309ebd59",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
+    "latency": "6d1fd03928122be56020ac65e7eeff7578cffb98",
     "leaky_bucket": "d67ac8321cb28ef977b7492ef1629785bd08c8d0",
     "permits_enter": "14ebc766fcd41b562cd1aaca7590156cc5f6b195",
     "rate_limiter": "6ce13d671d852e7eabe3a04250be87dbd9b00806",
@@ -57,6 +59,7 @@ PINNED = {
 }
 
 
+LATENCY: Operation[Any] = Operation("latency", record, lambda reply, source: reply)
 RETRY_BUDGET: Operation[Any] = Operation("retry_budget", settle_budget, lambda reply, source: reply)
 LIMITS: list[Limit] = [
     TokenBucket(10, 1),
@@ -97,6 +100,7 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "bulkhead_upkeep": of_slots.upkeep(["adopt", "w1:a:30000", "renew", "w1:b:30000", "drop", "w1:c:30000"]),
         "permits_enter": PermitCommands(of_limits, of_slots).enter(keys, 1, 0, wanted),
         "retry_budget": Command(RETRY_BUDGET, (f"{stem}:retry_budget",), (1, 3, 1, 100_000, 10**6, 10**8)),
+        "latency": Command(LATENCY, (f"{stem}:latency",), (60_000_000, 950_000, 600, 3)),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
         "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
     }
@@ -279,6 +283,10 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("retry_budget", 3, "part must be an integer from 0"),
         ("retry_budget", 4, "floor must be an integer from 0"),
         ("retry_budget", 5, "most must be an integer from 0"),
+        ("latency", 0, "window must be an integer from 6"),
+        ("latency", 1, "percentile must be an integer from 1"),
+        ("latency", 2, "bucket must be an integer from 0"),
+        ("latency", 3, "calls must be an integer from 1"),
         ("heartbeat", 1, "horizon must be an integer from 1"),
         ("heartbeat", 2, "number of fields must be an integer from 0"),
         ("heartbeat_roster", 0, "horizon must be an integer from 1"),

@@ -65,6 +65,10 @@ class Component:
     def after_fork(self) -> None:
         """Drops what a forked child must not share with its parent."""
 
+    def known(self) -> dict[str, object]:
+        """What this process knows of it without asking; plain data."""
+        return {}
+
 
 _shared: weakref.WeakValueDictionary[Hashable, Process] = weakref.WeakValueDictionary()
 _shared_lock = threading.Lock()
