@@ -2,8 +2,8 @@
 -- Twin: shared_resilience.latency.record
 --
 -- The histogram is that of DDSketch (C. Masson, J. E. Rim, H. K. Lee, "DDSketch: a fast and fully-mergeable quantile
--- sketch with relative-error guarantees", VLDB 2019): bucket i holds what is longer than GAMMA^(i-1) microseconds, up to
--- GAMMA^i, and stands for a length that is wrong by 1 % at most.
+-- sketch with relative-error guarantees", VLDB 2019): bucket i holds what is longer than GAMMA^(i-1) microseconds, up
+-- to GAMMA^i, and stands for a length that is wrong by 1 % at most.
 --
 -- KEYS[1]  hash: <width>.<number>.<bucket>, the calls of a slice of so many microseconds; samples, computed_us, and
 --          percentiles in microseconds: p<millionths>_us
