@@ -77,6 +77,11 @@ def _ours(service: ResilienceService) -> Iterator[Case]:
     opened = service.get_or_create_circuit_breaker("open")
     opened.force_open()
     yield Case(OURS, OPEN + SHARED, refusal_of(opened(nothing)), is_refusal, Target(MICROSECONDS, "≤", 2))
+    retry, timeout = service.get_or_create_retry_manager("retried"), service.get_or_create_adaptive_timeout("timed")
+    yield Case(OURS, "retry with a shared budget, no failure", retry(nothing))
+    yield Case(OURS, "adaptive timeout, shared", timeout(nothing))
+    both_of_them = retry(timeout(nothing))
+    yield Case(OURS, "retry with a budget and adaptive timeout", both_of_them, target=Target(MICROSECONDS, "≤", 6))
 
 
 def of_pybreaker(ground: Ground) -> Iterator[Case]:

@@ -16,6 +16,7 @@ SERVER = "server's CPU, µs"
 PER_SECOND = "decisions/s"
 BYTES = "bytes per key"
 SPREAD = "dearest / cheapest"
+CORE = "% of a core"
 
 
 class Target(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import breakers, fleets, footprint, growth, permits, tripless, trips
+from benchmarks import breakers, fleets, footprint, growth, permits, syncs, tripless, trips
 from benchmarks.ground import Ground
 from benchmarks.rounds import Case, Effort
-from benchmarks.rows import BYTES, CLIENT, MICROSECONDS, PER_SECOND, RATIO, SERVER, SPREAD, Row
+from benchmarks.rows import BYTES, CLIENT, CORE, MICROSECONDS, PER_SECOND, RATIO, SERVER, SPREAD, Row
 
 
 class Section(NamedTuple):
@@ -25,6 +25,7 @@ SECTIONS: dict[str, Section] = {
     "tripless": Section(tripless.measure, (MICROSECONDS, PER_SECOND)),
     "permits": Section(permits.measure, (RATIO, MICROSECONDS, CLIENT, SERVER)),
     "breakers": Section(breakers.measure, (MICROSECONDS, CLIENT, SERVER)),
+    "syncs": Section(syncs.measure, (CORE,)),
     "processes": Section(fleets.measure, (PER_SECOND, SERVER)),
     "growth": Section(growth.measure, (RATIO, MICROSECONDS, SPREAD)),
     "memory": Section(footprint.measure, (BYTES,), once=True),
