@@ -12,6 +12,7 @@ README = ROOT / "README.md"
 LIMITS = ROOT / "docs" / "limits.md"
 BULKHEAD = ROOT / "docs" / "bulkhead.md"
 CIRCUIT_BREAKER = ROOT / "docs" / "circuit_breaker.md"
+RETRIES = ROOT / "docs" / "retries.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 
 

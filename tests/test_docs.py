@@ -14,6 +14,7 @@ from documents import (
     LIMITS,
     PERFORMANCE,
     README,
+    RETRIES,
     examples,
     name_of,
     run_as_it_stands,
@@ -24,7 +25,7 @@ from servers import Server
 from shared_resilience import scripts
 from shared_resilience.circuit import TRANSITIONS
 
-GUIDES = [LIMITS, CIRCUIT_BREAKER, BULKHEAD]
+GUIDES = [LIMITS, CIRCUIT_BREAKER, BULKHEAD, RETRIES]
 EXAMPLES = [text for page in (*GUIDES, README) for text in examples(page)]
 PAGES = (*GUIDES, PERFORMANCE, README)
 LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
