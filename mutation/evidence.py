@@ -14,8 +14,10 @@ import test_breaker_sharing
 import test_circuit_breaker
 import test_circuit_twin
 import test_heartbeat
+import test_latency
 import test_leaky_bucket
 import test_limits_twin
+import test_retry_budget
 import test_scripts
 import test_sliding_window
 import test_slots_twin
@@ -29,11 +31,14 @@ from shared_resilience.commands import Operation
 
 MODULES = [test_scripts, test_heartbeat, test_token_bucket, test_sliding_window, test_leaky_bucket, test_limits_twin]
 MODULES += [test_circuit_twin, test_circuit_breaker, test_breaker_sharing, test_breaker_forms, test_slots_twin]
+MODULES += [test_retry_budget, test_latency]
 FIXTURES = {"store", "prefix", "lane"}
 REPLACED = {
     "test_the_composed_scripts_are_the_pinned_ones",  # any change fails it, whatever the change does
     "test_script_and_twin_agree_over_a_hundred_thousand_random_steps",  # here as a check for each batch
     "test_scripts_and_twins_agree_over_forty_thousand_random_steps",  # likewise
+    "test_script_and_twin_agree_over_twenty_thousand_random_steps",  # likewise
+    "test_script_and_twin_agree_over_four_thousand_random_steps",  # likewise
     "test_the_random_histories_visit_every_state_and_every_transition",  # says nothing of the scripts
     "test_failures_of_many_tasks_share_their_reports_and_none_is_lost",  # needs a client for asyncio
     "test_script_and_twin_agree_on_what_hypothesis_thinks_up",  # chance, and slow to say no
@@ -124,6 +129,8 @@ def _histories(lane: Lane) -> Iterator[tuple[str, Callable[[], object]]]:
         for circuits in test_circuit_twin.FAMILIES:
             history = test_circuit_twin.History(lane, circuits, seed).foresee(BATCH)
             yield f"history {circuits} {seed}", history.compare
+        yield f"history retry_budget {seed}", test_retry_budget.History(lane, seed).compare
+        yield f"history latency {seed}", test_latency.History(lane, seed).compare
         yield f"history slots {seed}", test_slots_twin.History(lane, seed).foresee(BATCH).compare
 
 
