@@ -16,7 +16,7 @@
 --- @include "arguments"
 --- @include "clock"
 
-local GAMMA, SLICES, LARGEST_BUCKET, SECOND = 1.01 / 0.99, 6, 1400, 1000000
+local GAMMA, SLICES, LARGEST_BUCKET, SECOND, TWO_HOURS_MS = 1.01 / 0.99, 6, 1400, 1000000, "7200000"
 local USUAL = { 500000, 950000, 990000, 999000 }
 
 local window, wanted = argument("window", ARGV[1], SLICES), argument("percentile", ARGV[2], 1)
@@ -60,7 +60,7 @@ for index = 1, #everything, 2 do
   local its_width, its_number, bucket = string.match(everything[index], "^(%d+)%.(%d+)%.(%d+)$")
   if its_width then
     its_width, its_number, bucket = tonumber(its_width), tonumber(its_number), tonumber(bucket)
-    local latest = math.floor(now / math.max(1, its_width))
+    local latest = math.floor(now / its_width)
     if its_number > latest or its_number <= latest - SLICES or bucket > LARGEST_BUCKET then
       gone[#gone + 1] = everything[index]
     elseif its_width == width then
@@ -74,21 +74,19 @@ for first = 1, #gone, 1000 do
   redis.call("HDEL", key, unpack(gone, first, math.min(#gone, first + 999)))
 end
 
-local reply = { total, 0, 0, 0, 0, 0 }
+local reply = { total }
 local writes = { "samples", to_text(total), "computed_us", to_text(now) }
 for index, percentile in ipairs(percentiles) do
-  local rank, seen, bucket = math.max(1, math.ceil(total * percentile / MILLION)), 0, 0
-  while total > 0 and bucket < LARGEST_BUCKET do
-    seen = seen + (counts[bucket] or 0)
-    if seen >= rank then
-      break
-    end
+  local rank, bucket = math.ceil(total * percentile / MILLION), 0
+  local seen = counts[0] or 0
+  while seen < rank do
     bucket = bucket + 1
+    seen = seen + (counts[bucket] or 0)
   end
   reply[index + 1] = total > 0 and math.floor(2 * GAMMA ^ bucket / (GAMMA + 1) + 0.5) or 0
   writes[#writes + 1] = fields[index + 2]
   writes[#writes + 1] = to_text(reply[index + 1])
 end
 redis.call("HSET", key, unpack(writes))
-redis.call("PEXPIRE", key, to_text(math.ceil(window / 1000) + 60000))
+redis.call("PEXPIRE", key, TWO_HOURS_MS)
 return reply

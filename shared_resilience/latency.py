@@ -20,7 +20,7 @@ from shared_resilience.integers import MILLION, to_integer
 from shared_resilience.timeout_config import TimeoutConfig
 
 GAMMA = 1.01 / 0.99
-SLICES, LARGEST_BUCKET, SECOND = 6, 1400, 1_000_000
+SLICES, LARGEST_BUCKET, SECOND, TWO_HOURS_MS = 6, 1400, 1_000_000, 7_200_000
 USUAL = (500_000, 950_000, 990_000, 999_000)
 SYNC_EVERY = 1.0
 """Seconds for which a view of the fleet is fresh."""
@@ -61,7 +61,7 @@ def record(states: Sequence[State], now: int, window: int, wanted: int, *pairs: 
         parts = field.split(".")
         if len(parts) == 3:
             its_width, number, bucket = map(int, parts)
-            latest = now // max(1, its_width)
+            latest = now // its_width if its_width else math.inf
             if number > latest or number <= latest - SLICES or bucket > LARGEST_BUCKET:
                 continue
             if its_width == width:
@@ -70,11 +70,11 @@ def record(states: Sequence[State], now: int, window: int, wanted: int, *pairs: 
     total = sum(counts.values())
     lengths = [_percentile(counts, total, percentile) for percentile in percentiles]
     kept |= dict(zip(fields, (total, now, *lengths), strict=True))
-    return Step((kept,), (-(-window // 1000) + 60_000,), (total, *lengths))
+    return Step((kept,), (TWO_HOURS_MS,), (total, *lengths))
 
 
 def _percentile(counts: Counter[int], total: int, percentile: int) -> int:
-    rank, seen = max(1, -(-total * percentile // MILLION)), 0
+    rank, seen = -(-total * percentile // MILLION), 0
     for bucket in sorted(counts):
         seen += counts[bucket]
         if seen >= rank:

@@ -185,3 +185,37 @@ def test_what_is_damaged_is_worked_out_anew(store: Lane, prefix: str, damage: di
     store.client.hset(key, mapping=damage)
 
     assert step(redis.execute(told))[0] == 2
+
+
+def told(*pairs: int) -> tuple[int, ...]:
+    return MINUTE, 950_000, *pairs
+
+
+def test_percentiles_are_worked_out_again_after_exactly_a_second(store: Lane, prefix: str) -> None:
+    moments = [START, START, START + SECOND - 1, START + SECOND, START + SECOND]
+    times = iter([START, *moments])
+    redis, key = RedisStore(store.wire, times.__next__), f"{prefix}:{{a}}:latency"
+    store.load_scripts()
+    step(redis.execute(Command(RECORD, (f"{key}:other",), told(600, 1))))
+    replies = [step(redis.execute(Command(RECORD, (key,), told(600, 1)))) for _ in moments]
+
+    assert [reply[0] for reply in replies] == [1, 1, 1, 4, 4]
+    assert set(replies[0][1:]) == {length_of(600)}
+
+
+def test_buckets_end_at_the_largest(store: Lane, prefix: str) -> None:
+    redis, key = RedisStore(store.wire, lambda: START), f"{prefix}:{{a}}:latency"
+
+    with pytest.raises(Exception, match="bucket must be an integer from 0 to 1400"):
+        step(redis.execute(Command(RECORD, (key,), told(LARGEST_BUCKET + 1, 1))))
+    assert not store.client.exists(key)
+    assert step(redis.execute(Command(RECORD, (key,), told(LARGEST_BUCKET, 1, 0, 1))))[0] == 2
+
+
+def test_everything_that_is_older_than_its_window_goes_at_once(store: Lane, prefix: str) -> None:
+    redis, key = RedisStore(store.wire, lambda: START), f"{prefix}:{{a}}:latency"
+    store.client.hset(key, mapping={f"1000.{number}.600": 1 for number in range(2500)})
+    store.client.hset(key, mapping={"0.5.600": 1, f"{MINUTE // 6}.{START // (MINUTE // 6)}.601": "x"})
+
+    assert step(redis.execute(Command(RECORD, (key,), told(600, 1))))[0] == 1
+    assert store.client.hlen(key) == 1 + 1 + 6

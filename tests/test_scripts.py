@@ -43,7 +43,7 @@ PINNED = {
     "evidence": "65e7e733665e36cdf84fa9fc64ee25848a2629ac",
     "heartbeat": "75d0a8faf97aa1bffcd2857562c809e5309ebd59",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "latency": "776eef6515a89296c301ca187f74ca307aa1b9f5",
+    "latency": "10b18540e06ee25b64b069e2388c8cb69bf80afd",
     "leaky_bucket": "d67ac8321cb28ef977b7492ef1629785bd08c8d0",
     "permits_enter": "14ebc766fcd41b562cd1aaca7590156cc5f6b195",
     "rate_limiter": "6ce13d671d852e7eabe3a04250be87dbd9b00806",
