@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha1
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 from models import Model, model_of
@@ -66,9 +66,10 @@ def _as_sent(reply: Reply, source: Source) -> Reply:
 
 
 def numbered(operation: Operation[Any], counter: str) -> Operation[Reply]:
-    """The same operation, whose script appends to its reply how many decisions `counter` has seen."""
+    """The same operation, whose script appends to its reply its time, and how many decisions `counter` has seen."""
     text = (
         f"local function decide()\n{operation.loaded.text}\nend\nlocal reply = decide()\n"
+        f'local time = redis.call("TIME")\nreply[#reply + 1] = time[1] * 1000000 + time[2]\n'
         f'reply[#reply + 1] = redis.call("INCR", "{counter}")\nreturn reply\n'
     )
     wrapped: Operation[Reply] = Operation(operation.script, operation.twin, _as_sent)
@@ -118,7 +119,7 @@ def make_calls(url: str, prefix: str, seed: int, start: Any, out: Connection) ->
         operation = operations.setdefault((verb, wanted.script), wanted)
         sent: Command[Any] = Command(operation, command.keys, command.args)
         asked = time.monotonic()
-        *reply, order = step(store.execute(sent))
+        *reply, _, order = step(store.execute(sent))
         answered = time.monotonic()
         answer = as_answered(reply)
         if verb == "take" and answer.allowed:
@@ -160,6 +161,20 @@ def test_every_call_ran_exactly_once(history: list[Call]) -> None:
 
 
 def test_what_was_answered_before_another_was_asked_was_decided_before_it(history: list[Call]) -> None:
+    assert_in_real_time(history)
+
+
+class Timed(Protocol):
+    """A call, as its process saw it."""
+
+    @property
+    def asked(self) -> float: ...
+
+    @property
+    def answered(self) -> float: ...
+
+
+def assert_in_real_time(history: Sequence[Timed]) -> None:
     first_answer_later = float("inf")
     for call in reversed(history):
         assert call.asked <= first_answer_later
