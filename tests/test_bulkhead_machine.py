@@ -348,6 +348,12 @@ class Crowd(RuleBasedStateMachine):
     def time_passes(self, us: int) -> None:
         self.now += us
 
+    @precondition(lambda self: self.model.holders or self.model.waiters)
+    @rule(number=st.integers(0, 20), early=st.sampled_from([-10, 0, 0, 10]))
+    def time_passes_until_a_lease_or_a_waiter_ends(self, number: int, early: int) -> None:
+        ends = [*self.model.holders.values(), *(one.seen + ALIVE for one in self.model.waiters.values())]
+        self.now = max(self.now, ends[number % len(ends)] - 10 + early)
+
     @rule(us=st.integers(1, 10 * SECOND))
     def the_clock_steps_back(self, us: int) -> None:
         self.now -= us
