@@ -63,17 +63,18 @@ class _Timed:
     def passed(self) -> None:
         self._core.note(self._core.monotonic() - self._began)
 
-    def timed_out(self) -> None:
-        """It counts as at least as long as its timeout, unless a deadline around it was nearer: that says nothing."""
-        if self.limit < self._left:
+    def timed_out(self, error: TimeoutError) -> None:
+        """It counts as at least as long as its timeout, unless a deadline has ended it: that says nothing."""
+        if self.limit < self._left and not isinstance(error, DeadlineExceeded):
             self._core.note(max(self.limit, self._core.monotonic() - self._began))
 
     def overdue(self) -> TimeoutError:
         """The error of a call that was given up."""
-        self.timed_out()
-        if self.limit < self._left:
-            return TimeoutError(f"{self._core.name!r} has not answered within {self.limit:.3f} s")
-        return DeadlineExceeded(self._core.name, self.limit)
+        if self.limit >= self._left:
+            return DeadlineExceeded(self._core.name, self.limit)
+        error = TimeoutError(f"{self._core.name!r} has not answered within {self.limit:.3f} s")
+        self.timed_out(error)
+        return error
 
 
 def _timeouts(core: Latency) -> Timeouts:
@@ -135,8 +136,8 @@ class AdaptiveTimeout:
                     result = function(*args, **kwargs)
             except OverdueError:
                 raise call.overdue() from None
-            except TimeoutError:
-                call.timed_out()
+            except TimeoutError as error:
+                call.timed_out(error)
                 raise
         if result.__class__ is CoroutineType:
             cast("CoroutineType[Any, Any, Any]", result).close()
@@ -186,8 +187,8 @@ class AsyncAdaptiveTimeout:
                 result = await awaited(function(*args, **kwargs), call.limit)
             except OverdueError:
                 raise call.overdue() from None
-            except TimeoutError:
-                call.timed_out()
+            except TimeoutError as error:
+                call.timed_out(error)
                 raise
         call.passed()
         return result

@@ -31,10 +31,7 @@ class Passenger(Protocol):
     def command(self, counted: Mapping[str, int]) -> Command[Any] | None:
         """What is to be told beside what was `counted` since the last heartbeat; None: nothing."""
 
-    def arrived(self, reply: Reply) -> None:
-        """Its command has run."""
-
-    def lost(self) -> None:
+    def lost(self, command: Command[Any]) -> None:
         """Its command has certainly not run."""
 
 
@@ -168,35 +165,33 @@ class Beat:
             counts = [item for pair in pending.items() for item in pair]
             args = (worker, horizon_us, len(resource.numbers), *numbers, *counts)
             self.commands.append(Command(BEAT, (keys.workers, keys.config, keys.stats, keys.overrides), args))
-        self._passengers: list[Passenger] = []
+        self._passengers: list[tuple[Passenger, Command[Any]]] = []
         for resource, pending in zip(resources, self._pending, strict=True):
             for passenger in resource.passengers:
                 command = passenger.command(pending)
                 if command is not None:
-                    self._passengers.append(passenger)
+                    self._passengers.append((passenger, command))
                     self.commands.append(command)
 
     def arrived(self, replies: Sequence[Reply], now: float) -> None:
         """Takes in the fleet's view; `now` is this process's own time."""
         self._heartbeat.fleet_size = int(replies[0][0])
-        own = 2 + len(self.resources)
-        for resource, reply in zip(self.resources, replies[2:own], strict=True):
+        beats = replies[2 : 2 + len(self.resources)]
+        for resource, reply in zip(self.resources, beats, strict=True):
             resource.workers, resource.paused_us = int(reply[0]), int(reply[1])
             resource.paused_until = now + resource.paused_us / 1e6
             split = 3 + 2 * int(reply[2])
             counters, overrides = reply[3:split], reply[split:]
             resource.fleet = {_text(field): int(value) for field, value in _pairs(counters)}
             resource.overrides = {_text(field): _text(value) for field, value in _pairs(overrides)}
-        for passenger, reply in zip(self._passengers, replies[own:], strict=True):
-            passenger.arrived(reply)
 
     def lost(self, ran_not: bool) -> None:
         """Keeps the counts for the next beat if they certainly did not arrive; counting twice would be worse."""
         if ran_not:
             for resource, pending in zip(self.resources, self._pending, strict=True):
                 resource.put_back(pending)
-            for passenger in self._passengers:
-                passenger.lost()
+            for passenger, command in self._passengers:
+                passenger.lost(command)
 
 
 def _text(value: int | str | bytes) -> str:

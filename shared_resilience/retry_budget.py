@@ -9,7 +9,7 @@ What is paid in rides on the heartbeat; what is taken out is asked of Redis, whi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from shared_resilience.backends import Backend
 from shared_resilience.commands import Argument, Arguments, Command, Operation, Reply, Source, State, Step
@@ -81,7 +81,7 @@ class Budget:
 
     def restart(self) -> None:
         """As in a process that has made no call."""
-        self._riding = self._paid_in = 0
+        self._paid_in = 0
 
     async def withdraw(self, backend: Backend) -> Account:
         """Takes a retry out, if there is one."""
@@ -115,11 +115,9 @@ class Budget:
     # On the heartbeat.
 
     def command(self, counted: Mapping[str, int]) -> Command[Account] | None:
-        self._riding = counted.get(REQUESTS, 0)
-        return self._command(0, self._riding) if self._riding else None
+        requests = counted.get(REQUESTS, 0)
+        self._paid_in += requests
+        return self._command(0, requests) if requests else None
 
-    def arrived(self, reply: Reply) -> None:
-        self._paid_in += self._riding
-
-    def lost(self) -> None:
-        """The calls count as untold again, and ride on the next heartbeat."""
+    def lost(self, command: Command[Any]) -> None:
+        self._paid_in -= int(command.args[1])  # they ride on the next one

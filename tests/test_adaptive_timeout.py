@@ -134,6 +134,8 @@ def test_a_deadline_that_is_nearer_says_nothing_of_the_dependency(api: Api) -> N
     timeout.learn(*[0.2] * 19)
     with deadline(0.05, monotonic=api.clock.monotonic), pytest.raises(TimeoutError):
         timeout.call(0.05, TimeoutError())
+    with pytest.raises(DeadlineExceeded):
+        timeout.call(0.05, DeadlineExceeded("a slot", 0.05))  # of a wait inside
     api.clock.advance(1.5)
 
     assert api(timeout.timeout.get_stats())["samples"] == 19
