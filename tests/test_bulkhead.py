@@ -437,3 +437,52 @@ def test_slots_of_redis_count_for_the_share_while_it_is_away(api: Api, place: st
 
     assert (local.source, again.source) == ("local", "local")
     refused(bulkhead)
+
+
+def test_who_leaves_while_redis_is_away_is_gone_when_it_is_back(
+    api: Api, place: str, redis_is_away: RedisIsAway
+) -> None:
+    if place == "local":
+        pytest.skip("there is no Redis that could be away")
+    bulkhead = Bulkhead(api, BulkheadConfig(3))
+    permit, other = bulkhead.enter(), bulkhead.enter()
+    redis_is_away()
+    bulkhead.leave(permit)
+    api.runtime.process.guard.usable = True
+    before = bulkhead.crowd
+    api.clock.advance(1)
+    bulkhead.keep_up()
+
+    assert (before, bulkhead.crowd) == ((2, 0), (1, 0))
+    assert not other.lost
+
+
+def test_who_went_in_while_redis_was_away_leaves_here_too_when_it_is_back(
+    api: Api, place: str, redis_is_away: RedisIsAway
+) -> None:
+    if place == "local":
+        pytest.skip("there is no Redis that could be away")
+    bulkhead = Bulkhead(api, BulkheadConfig(2))
+    redis_is_away()
+    permit = bulkhead.enter()
+    api.runtime.process.guard.usable = True
+    bulkhead.leave(permit)
+
+    assert bulkhead.crowd == (0, 0)
+    redis_is_away()
+    assert filled(bulkhead) == 2
+
+
+def test_redis_hears_of_who_went_in_while_it_was_away(api: Api, place: str, redis_is_away: RedisIsAway) -> None:
+    if place == "local":
+        pytest.skip("there is no Redis that could be away")
+    bulkhead = Bulkhead(api, BulkheadConfig(2, lease=30))
+    redis_is_away()
+    permit = bulkhead.enter()
+    api.runtime.process.guard.usable = True
+    api.clock.advance(1)
+    bulkhead.keep_up()
+
+    assert (bulkhead.crowd, permit.source, permit.lost) == ((1, 0), "redis", False)
+    api.clock.advance(30)
+    assert permit.lost
