@@ -107,8 +107,8 @@ def test_never_are_more_inside_than_the_maximum_while_processes_are_killed(
     crowd.end()
     stays = crowd.stays()
 
-    assert len({stay.process for stay in stays}) > 8
-    assert most_at_once(stay for stay in stays if not stay.lost) == 5
+    assert len({stay.process for stay in stays}) > 5
+    assert 4 <= most_at_once(stay for stay in stays if not stay.lost) <= 5
     assert longest_without_newcomer(stays) < DEAD + POLL + BUSY
     until_crowd_is(make(config).bulkhead, 0, 0, config.lease + POLL + BUSY)
 
