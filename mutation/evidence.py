@@ -129,8 +129,8 @@ def _histories(lane: Lane) -> Iterator[tuple[str, Callable[[], object]]]:
         for circuits in test_circuit_twin.FAMILIES:
             history = test_circuit_twin.History(lane, circuits, seed).foresee(BATCH)
             yield f"history {circuits} {seed}", history.compare
-        yield f"history retry_budget {seed}", test_retry_budget.History(lane, seed).compare
-        yield f"history latency {seed}", test_latency.History(lane, seed).compare
+        yield f"history retry_budget {seed}", test_retry_budget.history(lane, seed).compare
+        yield f"history latency {seed}", test_latency.history(lane, seed).compare
         yield f"history slots {seed}", test_slots_twin.History(lane, seed).foresee(BATCH).compare
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial, wraps
+from functools import partial
 from types import CoroutineType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -11,7 +11,7 @@ from shared_resilience.backends import Backends, step
 from shared_resilience.backends.bounded import OverdueError, awaited, on_a_thread
 from shared_resilience.deadline import Deadline, remaining
 from shared_resilience.errors import DeadlineExceeded
-from shared_resilience.functions import is_coroutine_function, mirrors
+from shared_resilience.functions import decorated, mirrors
 from shared_resilience.latency import Latency
 
 P = ParamSpec("P")
@@ -29,22 +29,8 @@ class Timeouts(NamedTuple):
 
 def decorate(core: Latency, backends: Backends, function: Callable[P, T]) -> Callable[P, T]:
     """`function` with the timeout, in its own form."""
-    if is_coroutine_function(function, INSTEAD):
-        suspending = AsyncAdaptiveTimeout(core, backends).execute
-        coroutine_function = cast("Callable[P, Awaitable[Any]]", function)
-
-        @wraps(function)
-        async def async_wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return await suspending(coroutine_function, *args, **kwargs)
-
-        return cast("Callable[P, T]", async_wrapper)
-    blocking = AdaptiveTimeout(core, backends).execute
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        return blocking(function, *args, **kwargs)
-
-    return wrapper
+    blocking, suspending = AdaptiveTimeout(core, backends), AsyncAdaptiveTimeout(core, backends)
+    return decorated(function, blocking.execute, suspending.execute, INSTEAD)
 
 
 class _Timed:

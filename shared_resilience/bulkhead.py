@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import wraps
 from types import CoroutineType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from shared_resilience.admission import Admission
 from shared_resilience.backends import Backends, step
-from shared_resilience.functions import is_coroutine_function, mirrors
+from shared_resilience.functions import decorated, mirrors
 from shared_resilience.priority import PriorityLevel
 from shared_resilience.slot_guard import AsyncSlotGuard, SlotGuard
 
@@ -20,24 +19,17 @@ INSTEAD = "use `with guard():` inside it instead"
 
 def decorate(core: Admission, backends: Backends, function: Callable[P, T]) -> Callable[P, T]:
     """`function` inside the bulkhead, in its own form."""
-    if is_coroutine_function(function, INSTEAD):
-        suspending = AsyncBulkhead(core, backends)
-        coroutine_function = cast("Callable[P, Awaitable[Any]]", function)
+    bulkhead, suspending = Bulkhead(core, backends), AsyncBulkhead(core, backends)
 
-        @wraps(function)
-        async def async_wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-            async with suspending.guard():
-                return await coroutine_function(*args, **kwargs)
-
-        return cast("Callable[P, T]", async_wrapper)
-    blocking = Bulkhead(core, backends)
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with blocking.guard():
+    def inside(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        with bulkhead.guard():
             return function(*args, **kwargs)
 
-    return wrapper
+    async def async_inside(function: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any) -> Any:
+        async with suspending.guard():
+            return await function(*args, **kwargs)
+
+    return decorated(function, inside, async_inside, INSTEAD)
 
 
 class Bulkhead:

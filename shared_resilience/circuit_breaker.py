@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import wraps
 from inspect import isawaitable
 from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -11,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from shared_resilience.backends import Backends, step
 from shared_resilience.breaker import Breaker, Outcome, Permit
 from shared_resilience.circuit import CircuitState
-from shared_resilience.functions import is_coroutine_function, mirrors
+from shared_resilience.functions import decorated, mirrors
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,22 +19,8 @@ INSTEAD = "use `with guard():` inside it instead"
 
 def decorate(core: Breaker, backends: Backends, function: Callable[P, T]) -> Callable[P, T]:
     """`function` behind the breaker, in its own form."""
-    if is_coroutine_function(function, INSTEAD):
-        suspending = AsyncCircuitBreaker(core, backends).call
-        coroutine_function = cast("Callable[P, Awaitable[Any]]", function)
-
-        @wraps(function)
-        async def async_wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return await suspending(coroutine_function, *args, **kwargs)
-
-        return cast("Callable[P, T]", async_wrapper)
-    blocking = CircuitBreaker(core, backends).call
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        return blocking(function, *args, **kwargs)
-
-    return wrapper
+    blocking, suspending = CircuitBreaker(core, backends), AsyncCircuitBreaker(core, backends)
+    return decorated(function, blocking.call, suspending.call, INSTEAD)
 
 
 class Guard:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -30,6 +31,32 @@ def is_coroutine_function(
             f"{function!r} is a generator function: its body would run unprotected after the call; {instead}"
         )
     return inspect.iscoroutinefunction(plain)
+
+
+def decorated(
+    function: Callable[P, T],
+    blocking: Callable[..., Any],
+    suspending: Callable[..., Awaitable[Any]],
+    instead: str,
+) -> Callable[P, T]:
+    """`function`, called by way of `blocking(function, …)`, or of `suspending` if calls of it must be awaited.
+
+    Raises `TypeError` as `is_coroutine_function`.
+    """
+    if is_coroutine_function(function, instead):
+
+        @wraps(function)
+        async def async_wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return await suspending(function, *args, **kwargs)
+
+        return cast("Callable[P, T]", async_wrapper)
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = blocking(function, *args, **kwargs)
+        return result
+
+    return wrapper
 
 
 def mirrors(original: type) -> Callable[[type[T]], type[T]]:

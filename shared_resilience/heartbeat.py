@@ -8,20 +8,19 @@ process divides limits by when Redis is away.
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Protocol, cast
 
 from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
 from shared_resilience.keys import ResourceKeys
+from shared_resilience.noted import Noted
 from shared_resilience.overrides import Overrides
 
 INTERVAL = 1.0
 FLEET_BEATS_PER_SECOND = 1000
 LIVE_FOR_INTERVALS, LIVE_AT_LEAST = 5, 5.0
 USED_WITHIN = 60.0
-MOST_NOTED = 1000
 DAY_MS = 86_400_000
 
 
@@ -51,9 +50,8 @@ class Resource:
 
     def restart(self) -> None:
         """As in a process that has never used it."""
-        self._lock = threading.Lock()
-        self._noted: deque[str] = deque()
-        self._pending: Counter[str] = Counter()
+        self._taking = threading.Lock()
+        self._noted: Noted[str] = Noted()
         self._reported: Counter[str] = Counter()
         self.workers: int | None = None
         self.fleet: dict[str, int] = {}
@@ -63,43 +61,29 @@ class Resource:
         self.last_used = float("-inf")
 
     def count(self, field: str, number: int = 1) -> None:
-        """`number` more of `field`, here and, with the next heartbeat, in the fleet's counters.
-
-        A call notes it without a lock, for appending and popping are single operations; now and then one adds up.
-        """
-        if number > 1:
-            with self._lock:
-                self._pending[field] += number
-            return
-        self._noted.append(field)
-        if len(self._noted) > MOST_NOTED:
-            with self._lock:
-                self._add_up()
-
-    def _add_up(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._pending[self._noted.popleft()] += 1
+        """`number` more of `field`, here and, with the next heartbeat, in the fleet's counters."""
+        if number == 1:
+            self._noted.note(field)
+        else:
+            self._noted.add({field: number})
 
     def counted(self) -> dict[str, int]:
         """What this process has counted."""
-        with self._lock:
-            self._add_up()
-            return dict(self._reported + self._pending)
+        with self._taking:
+            return dict(self._reported + self._noted.seen())
 
     def take_pending(self) -> dict[str, int]:
         """What is to be reported; it counts as reported now."""
-        with self._lock:
-            self._add_up()
-            pending, self._pending = self._pending, Counter()
+        with self._taking:
+            pending = self._noted.take()
             self._reported.update(pending)
             return pending
 
     def put_back(self, pending: Mapping[str, int]) -> None:
         """What was not reported after all."""
-        with self._lock:
+        with self._taking:
             self._reported.subtract(pending)
-            self._pending.update(pending)
+            self._noted.add(pending)
 
 
 class Heartbeat:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import NamedTuple, cast
 
 from shared_resilience.backends import Backend
 from shared_resilience.backends.process import Component, Process
 from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
 from shared_resilience.integers import MILLION, to_integer
+from shared_resilience.noted import Noted
 from shared_resilience.timeout_config import TimeoutConfig
 
 GAMMA = 1.01 / 0.99
@@ -24,9 +24,6 @@ SLICES, LARGEST_BUCKET, SECOND, TWO_HOURS_MS = 6, 1400, 1_000_000, 7_200_000
 USUAL = (500_000, 950_000, 990_000, 999_000)
 SYNC_EVERY = 1.0
 """Seconds for which a view of the fleet is fresh."""
-
-MOST_NOTED = 10_000
-"""Calls that are noted before they are added up."""
 
 _PER_E_FOLD = 1 / math.log(GAMMA)
 
@@ -118,23 +115,14 @@ class Latency(Component):
 
     def after_fork(self) -> None:
         self._lock = threading.Lock()
-        self._noted: deque[int] = deque()
-        self._pending: Counter[int] = Counter()
+        self._noted: Noted[int] = Noted()
         self._due = -math.inf
         self.view: View | None = None
         self.timeout = self.config.ceiling
 
     def note(self, seconds: float) -> None:
         """A call has taken so long."""
-        self._noted.append(bucket_of(seconds))
-        if len(self._noted) > MOST_NOTED:
-            with self._lock:
-                self._add_up()
-
-    def _add_up(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._pending[self._noted.popleft()] += 1
+        self._noted.note(bucket_of(seconds))
 
     def is_due(self, now: float) -> bool:
         """Whether `sync` has something to tell or to ask."""
@@ -147,14 +135,12 @@ class Latency(Component):
             if now < self._due and not force:
                 return
             self._due = now + SYNC_EVERY
-            self._add_up()
-            pending, self._pending = self._pending, Counter()
+            pending = self._noted.take()
         pairs = [number for pair in sorted(pending.items()) for number in pair]
         try:
             view = await backend.run(Command(RECORD, self._key, (*self._told, *pairs)), self.resource)
         except BaseException:
-            with self._lock:
-                self._pending.update(pending)
+            self._noted.add(pending)
             raise
         self.view = view
         self.timeout = self._timeout_of(view)
@@ -167,7 +153,7 @@ class Latency(Component):
 
     async def before_close(self, backend: Backend) -> None:
         """Tells what is untold."""
-        if self._noted or self._pending:
+        if self._noted.seen():
             await self.sync(backend, force=True)
 
     def known(self) -> dict[str, object]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from functools import wraps
 from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from shared_resilience import validation
 from shared_resilience.backends import Backend, Backends, step
 from shared_resilience.errors import RetryBudgetExhaustedError
-from shared_resilience.functions import is_coroutine_function, mirrors
+from shared_resilience.functions import decorated, mirrors
 from shared_resilience.retries import Attempts, Retries
 from shared_resilience.retry_budget import Account, Budget
 
@@ -21,22 +20,8 @@ INSTEAD = "use `for attempt in attempts():` inside it instead"
 
 def decorate(core: Retries, backends: Backends, function: Callable[P, T]) -> Callable[P, T]:
     """`function` with retries, in its own form."""
-    if is_coroutine_function(function, INSTEAD):
-        suspending = AsyncRetryManager(core, backends).execute_with_retry
-        coroutine_function = cast("Callable[P, Awaitable[Any]]", function)
-
-        @wraps(function)
-        async def async_wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return await suspending(coroutine_function, *args, **kwargs)
-
-        return cast("Callable[P, T]", async_wrapper)
-    blocking = RetryManager(core, backends).execute_with_retry
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        return blocking(function, *args, **kwargs)
-
-    return wrapper
+    blocking, suspending = RetryManager(core, backends), AsyncRetryManager(core, backends)
+    return decorated(function, blocking.execute_with_retry, suspending.execute_with_retry, INSTEAD)
 
 
 class Attempt:

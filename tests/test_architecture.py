@@ -104,7 +104,7 @@ def imports_of(path: Path) -> set[str]:
 
 # Each may import from what stands before it, never from what stands after it.
 LAYERS = [
-    {"scripts", "events", "keys", "validation", "functions", "testing", "integers"},
+    {"scripts", "events", "keys", "validation", "functions", "testing", "integers", "noted"},
     {"circuit_numbers"},
     {"commands", "decision", "priority"},
     {"errors"},

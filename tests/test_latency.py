@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Lane
-from histories import compare_all
+from histories import START, HashHistory, compare_all
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,9 +20,8 @@ from shared_resilience.commands import Command, Operation, State
 from shared_resilience.latency import LARGEST_BUCKET, bucket_of, length_of, record
 
 RECORD: Operation[Any] = Operation("latency", record, lambda reply, source: reply)
-START, SECOND, MINUTE = 1_763_880_000_000_000, 1_000_000, 60_000_000
+SECOND, MINUTE = 1_000_000, 60_000_000
 BATCH, STEPS = 100, 4000
-_numbers = itertools.count()
 
 
 def moves(source: random.Random) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -44,41 +43,12 @@ def moves(source: random.Random) -> Iterator[tuple[int, tuple[int, ...]]]:
         yield passed, (window, source.choice([950_000, 950_000, 900_000, 1, 999_999]), *pairs)
 
 
-class History:
-    """A random history, taken by the twin while it is thought up, and then by Redis."""
-
-    def __init__(self, lane: Lane, seed: int) -> None:
-        self.client, self.now, self.times = lane.client, START, list[int]()
-        self.key = f"latency:{{{next(_numbers)}}}"
-        self.redis = RedisStore(lane.wire, lambda: self.times.pop(0))
-        self.state: State = None
-        self.ttl = 0
-        self.commands: list[Command[Any]] = []
-        self.expected: list[list[int]] = []
-        self.asked: list[int] = []
-        lane.load_scripts()
-        for passed, told in itertools.islice(moves(random.Random(seed)), BATCH):
-            self.now = max(1, self.now + passed)
-            outcome = record((self.state,), self.now, *told)
-            (self.state,), (ttl,) = outcome.states, outcome.ttls
-            self.ttl = ttl or self.ttl
-            self.commands.append(Command(RECORD, (self.key,), told))
-            self.expected.append([int(number) for number in outcome.reply])
-            self.asked.append(self.now)
-
-    def compare(self) -> None:
-        self.times[:] = self.asked
-        replies = step(self.redis.execute_all(self.commands))
-        for number, (reply, twin) in enumerate(zip(replies, self.expected, strict=True)):
-            assert list(reply) == twin, f"step {number}: {self.commands[number]}"
-        found = {field.decode(): int(value) for field, value in self.client.hgetall(self.key).items()}
-        assert found == self.state
-        assert self.ttl - 5000 < self.client.pttl(self.key) <= self.ttl
-        self.client.delete(self.key)
+def history(lane: Lane, seed: int) -> HashHistory:
+    return HashHistory(lane, RECORD, itertools.islice(moves(random.Random(seed)), BATCH))
 
 
 def test_script_and_twin_agree_over_four_thousand_random_steps(store: Lane, lane: str) -> None:
-    compare_all(History(store, seed) for seed in range((STEPS if lane != "fakeredis" else 400) // BATCH))
+    compare_all(history(store, seed) for seed in range((STEPS if lane != "fakeredis" else 400) // BATCH))
 
 
 @given(st.floats(min_value=1e-6, max_value=1000))
