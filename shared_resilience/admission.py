@@ -8,6 +8,7 @@ import math
 import secrets
 import threading
 from collections.abc import Coroutine, Hashable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from shared_resilience.backends import Backend, OnOutage
@@ -36,6 +37,9 @@ class Way(Protocol):
     def limited(self, entry: Entry, left: float) -> float:
         """In how many seconds a limit that refused may be asked again. Raises if that is more than is `left`."""
 
+    def passed(self, entry: Entry) -> None:
+        """Takes note that the call goes in."""
+
 
 class SlotAlone:
     """The way in of a bulkhead without limits."""
@@ -46,6 +50,9 @@ class SlotAlone:
 
     def limited(self, entry: Entry, left: float) -> float:
         raise AssertionError("there is no limit here")
+
+    def passed(self, entry: Entry) -> None:
+        """There is no limit here."""
 
 
 class Admission(Component):
@@ -132,9 +139,9 @@ class Admission(Component):
         if permit.era != self._era or not permit.token:
             return  # the parent of this forked process holds it; or there is none, in shadow mode
         holdings = self.holdings_of(backend)
-        holdings.let_go(permit.token)
-        leave = self.commands.leave(permit.token)
         try:
+            holdings.let_go(permit.token)
+            leave = self.commands.leave(permit.token)
             left = await backend.run(leave, self.resource)
         except ResilienceError as error:
             logger.warning("a slot of the bulkhead %r could not be given back: %s", self.name, error)
@@ -197,6 +204,8 @@ class Visit:
         self._until_deadline = remaining()
         self._may_hold = False
         """Whether the store may hold something in the name of this call."""
+        self._doubtful = False
+        """Whether Redis may hold something, since its last answer was lost."""
         self._waited = False
 
     async def enter(self) -> Permit:
@@ -208,7 +217,8 @@ class Visit:
             return await self._ask_and_wait()
         except BaseException:
             if self._may_hold:
-                core.holdings_of(backend).give_up(self._token)
+                with suppress(RuntimeError):  # its event loop is gone, or no thread can be started
+                    core.holdings_of(backend).give_up(self._token)
                 backend.detach(core.withdraw(backend, self._token))
             raise
 
@@ -223,9 +233,10 @@ class Visit:
             entry = await backend.run(command, core.resource, self._way.on_outage)
             if entry.told:
                 core.tell(entry.told)
+            self._doubtful = entry.source == "local" and (sent or self._doubtful)
             if entry.state == "inside":
-                return self._inside(entry, asked_at, sent)
-            self._may_hold = entry.state == "waiting"
+                return self._inside(entry, asked_at)
+            self._may_hold = entry.state == "waiting" or self._doubtful
             place = entry.place or None
             left = end - backend.monotonic()
             if entry.state == "limited":
@@ -246,10 +257,11 @@ class Visit:
         finally:
             holdings.wait_no_more(self._token)
 
-    def _inside(self, entry: Entry, asked_at: float, sent: bool) -> Permit:
+    def _inside(self, entry: Entry, asked_at: float) -> Permit:
         core = self._core
+        self._way.passed(entry)
         permit = core.permit(self._token, entry, asked_at)
-        permit.doubtful = sent and entry.source == "local"
+        permit.doubtful = self._doubtful
         core.resource.count("bulkhead.entered")
         if self._waited:
             core.resource.count("bulkhead.waited")
@@ -262,6 +274,8 @@ class Visit:
         core = self._core
         if self._may_hold:
             await core.withdraw(self._backend, self._token)
+            if self._doubtful:
+                core.holdings_of(self._backend).give_up(self._token)
             self._may_hold = False
         waited = self._backend.monotonic() - began
         outcome = "bulkhead.shadow_refused" if core.config.shadow else "bulkhead.refused"

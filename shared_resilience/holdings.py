@@ -94,6 +94,8 @@ class Holdings:
 
     def give_up(self, token: str) -> None:
         """Has the store told, until it can have heard it, that nobody wants what `token` may have there."""
+        self.let_go(token)
+        self.wait_no_more(token)
         self._given_up[token] = self._monotonic() + self._lease
         self._take_turn()
 
@@ -102,7 +104,8 @@ class Holdings:
         with self._lock:
             ticket = self._waiting.get(token)
             if ticket is None:
-                self._unclaimed.append(token)  # its reply that it has to wait may not be here yet
+                if token not in self._unclaimed:  # a reply and a message may bring the same word
+                    self._unclaimed.append(token)  # its reply that it has to wait may not be here yet
                 return False
         ticket.wake()
         return True

@@ -10,7 +10,6 @@ from shared_resilience.backends import Backend, Backends, OnOutage
 from shared_resilience.bulkhead_commands import Call, Entry
 from shared_resilience.commands import Command, Mold
 from shared_resilience.deadline import remaining
-from shared_resilience.decision import Decision
 from shared_resilience.functions import mirrors
 from shared_resilience.limit_commands import Answer
 from shared_resilience.limiter import Limiter
@@ -70,9 +69,7 @@ class LimitsAndSlot:
             known = limiter.refusals.find(texts, self._cost, math.inf, held_back, now, exact=True)
             if known is not None and known.retry_after > min(timeout, remaining()):
                 raise limiter.exceeded(texts, known)
-        permit = await self._bulkhead.enter(backend, priority, timeout, self)
-        limiter.note(cast("Decision", permit.decision), texts)
-        return permit
+        return await self._bulkhead.enter(backend, priority, timeout, self)
 
     def command(self, call: Call) -> Command[Entry]:
         """As `Way.command`."""
@@ -90,9 +87,13 @@ class LimitsAndSlot:
         """As `Way.limited`. Raises `RateLimitExceeded`."""
         decision = cast("Answer", entry.answer).decision
         self._limiter.remember(self._texts, self._cost, math.inf, self._held_back, decision)
-        if decision.retry_after > left:
+        if decision.retry_after > left or decision.retry_after == math.inf:
             raise self._limiter.exceeded(self._texts, decision)
         return decision.retry_after
+
+    def passed(self, entry: Entry) -> None:
+        """As `Way.passed`."""
+        self._limiter.note(cast("Answer", entry.answer).decision, self._texts)
 
     async def _enter_apart(self, backend: Backend, priority: PriorityLevel, timeout: float) -> Permit:
         end = backend.monotonic() + timeout

@@ -35,7 +35,7 @@ class Reserved:
         if actual > self.cost:
             await core.run(backend, core.commands.charge(keys, actual - self.cost, told))
         elif backend.source() == self.answer.decision.source:
-            since_us = self.answer.decided_us
+            since_us = max(0, self.answer.decided_us)  # of what came out of a lease it is not known
             await core.run(backend, core.commands.give(keys, self.cost - actual, since_us, told))
             core.refusals.forget(self.texts)
 

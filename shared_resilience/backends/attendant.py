@@ -78,10 +78,14 @@ class Attendant:
         with self._lock:
             begin, self._running, self._stopping = not self._running, True, False
             self._wakes_at = -math.inf
-        if begin:
-            self._start()
-        else:
+        if not begin:
             self._poke()
+            return
+        try:
+            self._start()
+        except RuntimeError:  # no thread can be started now: whoever comes next tries again
+            self._running = False
+            raise
 
     def is_gone(self) -> bool:
         """Whether it can never work again."""
@@ -202,6 +206,11 @@ class TaskAttendant(Attendant):
             return
         finally:
             self._poked.clear()
+
+    async def _listen(self, seconds: float) -> None:
+        await super()._listen(seconds)
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # wait_for of Python 3.11 may swallow it while redis-py connects
 
     async def stop(self) -> None:
         """Ends the task; the next thing to look after begins another."""
