@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from conftest import Api
 from servers import poll
 
-from shared_resilience import BulkheadConfig, Permit, PriorityLevel
+from shared_resilience import BulkheadConfig, BulkheadFullError, Permit, PriorityLevel, RateLimitExceeded
 from shared_resilience.backends import step
+from shared_resilience.commands import Command
+from shared_resilience.limits import Limit
 
 NORMAL = PriorityLevel.NORMAL
+ONE = BulkheadConfig(1, 3)
 
 
 class Bulkhead:
@@ -57,6 +62,82 @@ class Bulkhead:
         stats = self.stats()
         return stats["inside"], stats["waiting"]
 
+    @contextmanager
+    def waiting(self, wait: Callable[[float], bool]) -> Iterator[None]:
+        """Has who would wait for a slot call `wait(seconds)` instead, which says whether the turn has come."""
+
+        class Told:
+            def wake(self) -> None:
+                """Nobody has to be woken."""
+
+            async def wait(self, seconds: float) -> bool:
+                return wait(seconds)
+
+        ticket, self.backend.ticket = self.backend.ticket, Told
+        yield
+        self.backend.ticket = ticket
+
+    def asked(self) -> list[str]:
+        """The scripts that are asked for from now on, but for those of the attendant."""
+        scripts: list[str] = []
+        run = self.backend.run
+
+        async def note(command: Command[Any], *rest: Any) -> Any:
+            if command.operation.script != "bulkhead_upkeep":
+                scripts.append(command.operation.script)
+            return await run(command, *rest)
+
+        self.backend.run = note
+        return scripts
+
+    def rest(self) -> None:
+        """Lets work end that nobody waits for."""
+        if self.api.form == "asyncio":
+            of_limits: Any = self.api.runtime.backends.suspending
+            self.api(_all([*self.backend._at_work, *of_limits._at_work]))
+
+
+class Both(Bulkhead):
+    """The limits and the bulkhead of one resource."""
+
+    def __init__(self, api: Api, *limits: Limit, config: BulkheadConfig = ONE, **options: Any) -> None:
+        super().__init__(api, config, "orders")
+        self.limiter = api.service.get_or_create_rate_limiter("orders", *limits, **options)
+        self.permits = api.service.permits("orders")
+
+    def go_in(self, key: Any = "", cost: int = 1, priority: Any = NORMAL, timeout: float | None = 0) -> Permit:
+        """Enters both, as by a call that does not end."""
+        return enter(self.api, self.permits.guard(key, cost, priority, timeout), self.guards)
+
+    def refused(self, *asked: Any, **more: Any) -> RateLimitExceeded:
+        """How a limit refuses."""
+        with pytest.raises(RateLimitExceeded) as refused:
+            self.go_in(*asked, **more)
+        return refused.value
+
+    def full(self, *asked: Any, **more: Any) -> BulkheadFullError:
+        """How the bulkhead refuses."""
+        with pytest.raises(BulkheadFullError) as full:
+            self.go_in(*asked, **more)
+        return full.value
+
+    def left(self, **key: str) -> int:
+        """What is left of the limits for `key`."""
+        remaining: int = self.api(self.limiter.peek(key)).remaining
+        return remaining
+
+    def passes(self) -> int:
+        """How many calls the limits let pass until they refuse one."""
+        for number in range(100):
+            if not self.api(self.limiter.try_acquire()):
+                return number
+        raise AssertionError("nothing refuses")
+
+    def counts(self, *names: str) -> list[int]:
+        """What this process has counted."""
+        counted = self.core.resource.counted()
+        return [counted.get(name, 0) for name in names]
+
 
 def enter(api: Api, guard: Any, guards: dict[Permit, Any]) -> Permit:
     permit: Permit = api(guard.__enter__() if api.form == "sync" else guard.__aenter__())
@@ -69,7 +150,6 @@ class Waiters:
 
     def __init__(self, bulkhead: Bulkhead) -> None:
         self.bulkhead = bulkhead
-        self.guard_of: Callable[[PriorityLevel, float], Any] = bulkhead.bulkhead.guard
         self.went_in: list[str] = []
         self.permits: dict[str, Permit] = {}
         self.raised: dict[str, BaseException] = {}
@@ -78,8 +158,11 @@ class Waiters:
 
     def wait(self, name: str, priority: PriorityLevel = NORMAL, timeout: float = 60) -> None:
         """Has one more wait, and returns when it stands in the queue."""
+        self.wait_at(self.bulkhead.bulkhead.guard(priority, timeout), name)
+
+    def wait_at(self, guard: Any, name: str) -> None:
+        """The same at any guard that leads inside."""
         _, before = self.bulkhead.crowd
-        guard = self.guard_of(priority, timeout)
         if self.bulkhead.api.form == "sync":
             thread = threading.Thread(target=self._block, args=(name, guard), daemon=True)
             self._threads.append(thread)

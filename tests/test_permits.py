@@ -1,22 +1,23 @@
-"""Permits: the limits and the bulkhead of a resource in one trip, all or nothing."""
+"""Permits: all limits of a resource and a slot of its bulkhead, in one trip, all or nothing."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from bulkheads import Bulkhead, Waiters
-from conftest import Api
+from bulkheads import ONE, Both, Waiters
+from conftest import FORMS, Api
 from servers import PATIENT, Server
 from test_heartbeat import commands_at, counted
 
 from shared_resilience import (
     BulkheadConfig,
-    BulkheadFullError,
-    LeakyBucket,
-    Permit,
+    Event,
     PriorityLevel,
     RateLimitExceeded,
     ResilienceService,
@@ -25,311 +26,532 @@ from shared_resilience import (
     TokenBucket,
     scripts,
 )
+from shared_resilience.backends import step
 from shared_resilience.limits import Limit
+from shared_resilience.runtime import CheckedOptions, local_runtime
+from shared_resilience.testing import ManualClock
 
 CRITICAL, HIGH, NORMAL, LOW, BACKGROUND = PriorityLevel
 SLOW = 1e-6
+ACME = {"user": "ada", "tenant": "acme"}
+PAIRS: list[tuple[Limit, Limit]] = [
+    (TokenBucket(5, SLOW, label="user"), TokenBucket(7, SLOW, label="tenant")),
+    (TokenBucket(5, SLOW, label="user"), SlidingWindow(7, 3600, label="tenant")),
+]
+of_each_pair = pytest.mark.parametrize("limits", PAIRS, ids=["as usual", "of several kinds"])
 RedisIsAway = Callable[[], None]
 assert counted  # a fixture
 
 
-class Permits:
-    """Limits and a bulkhead of one resource in the form of `api`."""
-
-    def __init__(self, api: Api, *limits: Limit, slots: BulkheadConfig | None = None, **options: Any) -> None:
-        self.api = api
-        self.limiter = api.service.get_or_create_rate_limiter("payments", *limits, **options)
-        self.bulkhead = Bulkhead(api, slots or BulkheadConfig(2, 5))
-        self.permits = api.service.permits("payments")
-        self._inside: list[tuple[Any, Permit]] = []
-
-    def enter(self, timeout: float = 0, priority: PriorityLevel = NORMAL, **asked: Any) -> Permit:
-        guard = self.permits.guard(priority=priority, timeout=timeout, **asked)
-        permit: Permit = self.api(guard.__enter__() if self.api.form == "sync" else guard.__aenter__())
-        self._inside.append((guard, permit))
-        return permit
-
-    def leave(self) -> None:
-        """Has the call leave that went in first."""
-        guard, _ = self._inside.pop(0)
-        over = (None, None, None)
-        self.api(guard.__exit__(*over) if self.api.form == "sync" else guard.__aexit__(*over))
-
-    def refused(self, **how: Any) -> RateLimitExceeded:
-        with pytest.raises(RateLimitExceeded) as refusal:
-            self.enter(**how)
-        return refusal.value
-
-    def full(self, **how: Any) -> BulkheadFullError:
-        with pytest.raises(BulkheadFullError) as refusal:
-            self.enter(**how)
-        return refusal.value
-
-    def left(self, key: Any = "") -> int:
-        """What remains of the tightest limit."""
-        remaining: int = self.api(self.limiter.peek(key)).remaining
-        return remaining
+# One trip.
 
 
-TWO = (TokenBucket(5, SLOW, label="user"), TokenBucket(3, SLOW, label="all"))
+@pytest.mark.parametrize("form", FORMS)
+def test_two_limits_and_a_slot_are_entered_by_one_command_and_left_by_one(
+    counted: Server, prefix: str, form: str
+) -> None:
+    service = ResilienceService.from_url(counted.url, prefix=prefix, command_timeout=PATIENT)
+    service.get_or_create_rate_limiter("orders", TokenBucket(100, 1, label="user"), SlidingWindow(100, 60))
+    service.get_or_create_bulkhead("orders", BulkheadConfig(2))
+    visited = Counter[str]()
+
+    def visit() -> None:
+        for _ in range(20):
+            with service.permits("orders").guard("ada"):
+                visited["inside"] += 1
+
+    async def visit_async() -> None:
+        permits = service.aio.permits("orders")
+        for _ in range(20):
+            async with permits.guard("ada"):
+                visited["inside"] += 1
+        await service.aio.close()
+
+    if form == "sync":
+        visit()
+    else:
+        asyncio.run(visit_async())
+    sent = Counter(command[1] for command in commands_at(counted) if command[0].startswith("EVAL"))
+    service.close()
+
+    of_heartbeat = [scripts.load(name).sha for name in ("heartbeat", "heartbeat_roster")]
+    assert visited == {"inside": 20}
+    assert {sha: number for sha, number in sent.items() if sha not in of_heartbeat} == {
+        scripts.load("permits_enter").sha: 20,
+        scripts.load("bulkhead_leave").sha: 20,
+    }
 
 
-def test_limits_and_slot_are_entered_by_one_command_and_left_by_one(counted: Server, prefix: str) -> None:
-    with ResilienceService.from_url(counted.url, prefix=prefix, command_timeout=PATIENT) as service:
-        service.get_or_create_rate_limiter("payments", *TWO)
-        service.get_or_create_bulkhead("payments")
-        for _ in range(3):
-            with service.permits("payments").guard({"user": "42"}) as permit:
-                assert permit.source == "redis"
-        sent = [command[1] for command in reversed(commands_at(counted)) if command[0] == "EVALSHA"]
+@of_each_pair
+def test_it_is_one_question_whatever_the_answer(api: Api, limits: tuple[Limit, Limit]) -> None:
+    both = Both(api, *limits, config=BulkheadConfig(2, 3))
+    asked = both.asked()
+    first = both.go_in(ACME, 3)
+    both.refused(ACME, 3)
+    both.go_in({"user": "bob"})
+    both.full({"user": "bob"})
+    both.leave(first)
 
-    beats = {scripts.load(name).sha for name in ("heartbeat", "heartbeat_roster")}
-    names = {scripts.load(name).sha: name for name in scripts.names()}
-    assert [names[sha] for sha in sent if sha not in beats] == ["permits_enter", "bulkhead_leave"] * 3
+    assert asked == ["permits_enter"] * 4 + ["bulkhead_leave"]
 
 
-def test_a_permit_charges_all_limits_and_takes_a_slot(api: Api, place: str) -> None:
-    permits = Permits(api, *TWO)
-    permit = permits.enter(key={"user": "42"}, cost=2)
+@of_each_pair
+def test_a_permit_takes_the_cost_of_every_limit_and_a_slot(api: Api, limits: tuple[Limit, Limit]) -> None:
+    both = Both(api, *limits)
+    permit = both.go_in(ACME, 3)
+
+    assert both.crowd == (1, 0)
+    assert (both.left(user="ada"), both.left(user="new", tenant="acme")) == (2, 4)
+    both.leave(permit)
+    assert both.crowd == (0, 0)
+    assert both.left(user="ada") == 2
+    assert both.counts("limit.allowed", "bulkhead.entered") == [1, 1]
+
+
+@of_each_pair
+def test_the_decision_of_a_permit_is_that_of_the_limits(api: Api, limits: tuple[Limit, Limit], place: str) -> None:
+    both = Both(api, *limits, config=BulkheadConfig(9))
+    alone = api.service.get_or_create_rate_limiter("alone", *limits)
+    for cost in (1, 2, 1):
+        permit = both.go_in(ACME, cost)
+        assert permit.decision == api(alone.try_acquire(ACME, cost))
+        assert permit.decision is not None
+        assert permit.decision.source == permit.source == ("local" if place == "local" else "redis")
+        api.clock.advance(0.5)
+
+    assert both.refused(ACME, 2).decision == api(alone.try_acquire(ACME, 2))
+
+
+# All or nothing.
+
+
+@of_each_pair
+@pytest.mark.parametrize("refuses", ["user", "tenant"])
+def test_when_one_limit_refuses_no_other_is_charged_and_no_slot_is_taken(
+    api: Api, limits: tuple[Limit, Limit], refuses: str
+) -> None:
+    both = Both(api, *limits)
+    key = {**ACME, "user" if refuses == "tenant" else "tenant": "drained"}
+    api(both.limiter.try_acquire(key, 5))
+    refused = both.refused(ACME, 3)
+
+    assert refused.decision.limited_by == refuses
+    assert both.crowd == (0, 0)
+    assert (both.left(user="ada"), both.left(user="new", tenant="acme")) == ((0, 5) if refuses == "user" else (5, 2))
+
+
+@of_each_pair
+def test_when_the_bulkhead_is_full_no_limit_is_charged(
+    api: Api, limits: tuple[Limit, Limit], events: list[Event]
+) -> None:
+    both = Both(api, *limits)
+    both.enter()
+    full = both.full(ACME, 3)
+
+    assert (full.name, full.inside, full.waited) == ("orders", 1, 0.0)
+    assert (both.left(user="ada"), both.left(user="new", tenant="acme")) == (5, 5)
+    assert [event.name for event in events] == ["bulkhead.refused"]
+    assert both.counts("limit.allowed", "limit.refused", "bulkhead.refused") == [0, 0, 1]
+
+
+@of_each_pair
+def test_who_waits_for_a_slot_is_charged_nothing_and_once_when_it_goes_in(
+    api: Api, limits: tuple[Limit, Limit]
+) -> None:
+    both = Both(api, *limits)
+    inside, waiters = both.enter(), Waiters(both)
+    waiters.wait_at(both.permits.guard(ACME, 3, timeout=PATIENT), "a")
+    waiting = both.left(user="ada"), both.left(user="new", tenant="acme")
+    both.leave(inside)
+    waiters.finish()
+
+    assert waiting == (5, 5)
+    assert (both.left(user="ada"), both.left(user="new", tenant="acme")) == (2, 4)
+    assert both.counts("limit.allowed", "bulkhead.entered", "bulkhead.waited") == [1, 2, 1]
+    assert both.crowd == (0, 0)
+
+
+def test_who_has_waited_in_vain_is_charged_nothing(api: Api) -> None:
+    both = Both(api, TokenBucket(5, SLOW))
+    both.enter()
+    both.full(timeout=0.01)
+
+    assert both.crowd == (1, 0)
+    assert both.passes() == 5
+
+
+# What a limit refuses.
+
+
+@of_each_pair
+def test_a_limit_that_refuses_for_longer_than_the_timeout_is_an_error_at_once(
+    api: Api, limits: tuple[Limit, Limit], events: list[Event]
+) -> None:
+    both = Both(api, TokenBucket(4, 2, label="user"), *limits[1:])
+    api(both.limiter.try_acquire(ACME, 4))
+    before = api.clock.monotonic()
+    refused = both.refused(ACME, 2, timeout=0.9)
+
+    assert api.clock.monotonic() == before
+    assert (refused.name, refused.key, refused.decision.limited_by) == ("orders", "ada/acme", "user")
+    assert refused.retry_after == refused.decision.retry_after == pytest.approx(1.0, abs=1e-5)
+    assert [(event.name, event.details["decision"]) for event in events] == [("limit.refused", refused.decision)]
+    assert both.counts("limit.refused", "bulkhead.refused") == [1, 0]
+
+
+@of_each_pair
+def test_who_has_time_waits_for_the_limit(api: Api, limits: tuple[Limit, Limit]) -> None:
+    both = Both(api, TokenBucket(4, 2, label="user"), *limits[1:])
+    api(both.limiter.try_acquire(ACME, 4))
+    before = api.clock.monotonic()
+    permit = both.go_in(ACME, 2, timeout=1.1)
+
+    assert api.clock.monotonic() - before == pytest.approx(1.0, abs=1e-4)
+    assert permit.decision is not None
+    assert (permit.decision.allowed, permit.decision.remaining) == (True, 0)
+    assert both.crowd == (1, 0)
+    assert both.counts("limit.allowed", "limit.refused", "bulkhead.waited") == [2, 0, 0]
+
+
+def test_without_a_timeout_it_waits_for_as_long_as_the_bulkhead_is_configured_to(api: Api) -> None:
+    both = Both(api, TokenBucket(4, 2), config=BulkheadConfig(9, timeout=1.1))
+    api(both.limiter.try_acquire(cost=4))
+    before = api.clock.monotonic()
+
+    assert both.refused(cost=3, timeout=None).retry_after == pytest.approx(1.5, abs=1e-5)
+    assert api.clock.monotonic() == before
+    assert both.go_in(cost=2, timeout=None)
+
+
+@pytest.mark.parametrize("timeout", [60, None])
+def test_a_cost_that_an_override_has_made_too_large_is_an_error_at_once(api: Api, timeout: float | None) -> None:
+    both = Both(api, TokenBucket(5, 1), config=BulkheadConfig(1, timeout=None))
+    api(api.service.set_override("orders", "limit.token_bucket.capacity", 2))
+    before = api.clock.monotonic()
+
+    assert both.refused(cost=3, timeout=timeout).retry_after == math.inf
+    assert api.clock.monotonic() == before
+    assert both.crowd == (0, 0)
+
+
+def test_a_paused_resource_lets_nobody_in(api: Api) -> None:
+    both = Both(api, TokenBucket(5, SLOW))
+    api(both.limiter.pause(3))
+    refused = both.refused(timeout=2)
+
+    assert (refused.decision.limited_by, refused.retry_after) == ("pause", 3.0)
+    assert both.crowd == (0, 0)
+    assert both.go_in(timeout=3)
+    assert both.passes() == 4
+
+
+class Sleepers:
+    """Holds those who sleep until they may wake; then their time has passed."""
+
+    def __init__(self, api: Api) -> None:
+        self.asleep: list[float] = []
+        self._clock = api.clock
+        self._opened, self._opened_async = threading.Event(), asyncio.Event()
+        api.clock.sleep = self._sleep  # type: ignore[method-assign]
+        api.clock.async_sleep = self._async_sleep  # type: ignore[method-assign]
+
+    def _sleep(self, seconds: float) -> None:
+        self.asleep.append(seconds)
+        self._opened.wait(10)
+        self._clock.advance(seconds)
+
+    async def _async_sleep(self, seconds: float) -> None:
+        self.asleep.append(seconds)
+        await self._opened_async.wait()
+        self._clock.advance(seconds)
+
+    def wake(self) -> None:
+        self._opened.set()
+        self._opened_async.set()
+
+
+def test_a_limit_that_refuses_the_head_of_the_queue_lets_the_next_go_first_and_it_comes_back_to_its_place(
+    api: Api,
+) -> None:
+    both = Both(api, TokenBucket(1, 1), config=BulkheadConfig(1, 3))
+    inside, waiters, sleepers = both.enter(), Waiters(both), Sleepers(api)
+    waiters.wait_at(both.permits.guard("drained", timeout=PATIENT), "head")
+    waiters.wait_at(both.permits.guard("other", timeout=PATIENT), "next")
+    api(both.limiter.try_acquire("drained"))
+    both.leave(inside)
+    waiters.until(lambda: waiters.went_in == ["next"] and both.crowd == (0, 0))
+    inside = both.enter()
+    waiters.wait_at(both.permits.guard("another", timeout=PATIENT), "later")
+    asleep = list(sleepers.asleep)
+    sleepers.wake()
+    waiters.until(lambda: both.crowd == (1, 2))
+    both.leave(inside)
+    waiters.finish()
+
+    assert asleep == [pytest.approx(1.0, abs=1e-5)]
+    assert waiters.went_in == ["next", "head", "later"]
+    assert both.crowd == (0, 0)
+
+
+def test_who_waits_for_a_limit_again_and_again_waits_no_longer_than_its_timeout(api: Api) -> None:
+    both = Both(api, TokenBucket(1, 1), remember_refusals=False)
+    blocking, advance, before = api.runtime.backends.blocking, api.clock.advance, api.clock.monotonic()
+
+    def another_takes_it() -> None:
+        step(both.limiter._core.try_acquire(blocking, "", 1, NORMAL))
+
+    def sleep(seconds: float) -> None:
+        advance(seconds)
+        another_takes_it()
+
+    async def async_sleep(seconds: float) -> None:
+        sleep(seconds)
+
+    api.clock.sleep, api.clock.async_sleep = sleep, async_sleep  # type: ignore[method-assign]
+    another_takes_it()
+
+    assert both.refused(timeout=2.5).retry_after == pytest.approx(1.0, abs=1e-4)
+    assert api.clock.monotonic() - before == pytest.approx(2.0, abs=1e-4)
+
+
+def test_a_waiter_that_a_limit_refuses_for_too_long_is_refused_and_the_next_one_goes_in(api: Api) -> None:
+    both = Both(api, TokenBucket(1, SLOW), config=BulkheadConfig(1, 3))
+    inside, waiters = both.enter(), Waiters(both)
+    waiters.wait_at(both.permits.guard("drained", timeout=PATIENT), "head")
+    waiters.wait_at(both.permits.guard("other", timeout=PATIENT), "next")
+    api(both.limiter.try_acquire("drained"))
+    both.leave(inside)
+    waiters.finish()
+
+    assert isinstance(waiters.raised["head"], RateLimitExceeded)
+    assert waiters.went_in == ["next"]
+    assert both.crowd == (0, 0)
+
+
+# Priorities.
+
+
+def test_a_reserved_share_of_a_limit_is_left_to_more_important_calls(api: Api) -> None:
+    both = Both(api, TokenBucket(4, SLOW), config=BulkheadConfig(9), reserved={CRITICAL: 0.5})
+    for _ in range(2):
+        both.go_in()
+
+    assert both.refused().decision.limited_by == "token_bucket"
+    assert both.refused(priority=HIGH)
+    for _ in range(2):
+        both.go_in(priority=CRITICAL)
+    assert both.refused(priority=CRITICAL)
+    assert both.crowd == (4, 0)
+
+
+def test_a_reserved_share_of_the_slots_is_left_to_more_important_calls(api: Api) -> None:
+    both = Both(api, TokenBucket(9, SLOW), config=BulkheadConfig(4, reserved={CRITICAL: 0.5}))
+    for _ in range(2):
+        both.go_in()
+
+    assert both.full().inside == 2
+    assert both.full(priority=HIGH)
+    for _ in range(2):
+        both.go_in(priority=CRITICAL)
+    assert both.full(priority=CRITICAL).inside == 4
+    assert both.passes() == 5
+
+
+def test_who_waits_goes_in_by_priority(api: Api) -> None:
+    both = Both(api, TokenBucket(9, SLOW), config=BulkheadConfig(1, 9))
+    inside, waiters = both.enter(), Waiters(both)
+    for name, priority in {"low": LOW, "normal": NORMAL, "critical": CRITICAL}.items():
+        waiters.wait_at(both.permits.guard(priority=priority, timeout=60), name)
+    both.leave(inside)
+    waiters.finish()
+
+    assert waiters.went_in == ["critical", "normal", "low"]
+
+
+# Wrong arguments.
+
+
+@pytest.fixture
+def local(form: str) -> Iterator[Api]:
+    clock = ManualClock()
+    api = Api(form, local_runtime(clock, CheckedOptions()), clock)
+    yield api
+    api.close()
+
+
+WRONG = [
+    *(({"cost": cost}, f"cost is {cost!r}, but must be an integer from 1 to 5") for cost in (0, -1, 6, 1.0, True, "1")),
+    *(
+        ({"priority": level}, f"priority is {level!r}, but must be a PriorityLevel, from CRITICAL (1) to BACKGROUND")
+        for level in (0, 6, "HIGH", None, True)
+    ),
+    *(
+        ({"timeout": timeout}, f"timeout is {timeout!r}, but must be a number of seconds >= 0, or None")
+        for timeout in (-1, math.nan, "1", True)
+    ),
+    ({"key": {"user": "ada", "team": "x"}}, "key has the labels ['team'], but 'orders' has only ['user', 'tenant']"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[str(arguments) for arguments, _ in WRONG])
+def test_a_wrong_argument_is_named_before_anything_is_asked(
+    local: Api, arguments: dict[str, Any], message: str
+) -> None:
+    both = Both(local, *PAIRS[1])
+    asked = both.asked()
+    with pytest.raises(ValueError) as wrong:  # noqa: PT011  # the whole message, below
+        both.permits.guard(**arguments)
+
+    assert str(wrong.value).startswith(message)
+    assert asked == []
+
+
+def test_a_partitioned_limiter_has_one_key_for_all_its_limits(local: Api) -> None:
+    both = Both(local, *PAIRS[1], partitioned=True)
+
+    with pytest.raises(ValueError, match="key is a mapping, but 'orders' is partitioned"):
+        both.permits.guard(ACME)
+
+
+@pytest.mark.parametrize(
+    ("makes", "missing"), [("nothing", "rate limiter"), ("bulkhead", "rate limiter"), ("rate limiter", "bulkhead")]
+)
+def test_permits_of_half_a_resource_are_an_error_that_names_the_other_half(
+    local: Api, makes: str, missing: str
+) -> None:
+    if makes == "bulkhead":
+        local.service.get_or_create_bulkhead("orders")
+    elif makes == "rate limiter":
+        local.service.get_or_create_rate_limiter("orders")
+
+    with pytest.raises(LookupError, match=rf"there is no {missing} 'orders': permits\(\) takes both; get_or_create_"):
+        local.service.permits("orders")
+
+
+def test_permits_say_whose_they_are(local: Api) -> None:
+    name = "Permits" if local.form == "sync" else "AsyncPermits"
+
+    assert repr(Both(local).permits) == f"{name}('orders')"
+
+
+# What needs no trip, and what is left without Redis.
+
+
+@pytest.mark.parametrize("reserved", [{}, {CRITICAL: 0.25}])
+def test_a_refusal_that_is_remembered_costs_no_trip(api: Api, reserved: Any) -> None:
+    both = Both(api, TokenBucket(4, 2), reserved=reserved)
+    api(both.limiter.try_acquire(cost=4, priority=CRITICAL))
+    first = both.refused(cost=2, timeout=0.5)
+    api.clock.advance(0.25)
+    asked = both.asked()
+    second = both.refused(cost=2, timeout=0.7)
+
+    assert asked == []
+    assert second.retry_after == pytest.approx(first.retry_after - 0.25, abs=1e-5)
+    assert both.counts("limit.refused", "bulkhead.refused") == [2, 0]
+
+
+def test_a_refusal_says_nothing_of_other_calls_or_of_those_that_have_the_time(api: Api) -> None:
+    both = Both(api, TokenBucket(4, 2), config=BulkheadConfig(9), reserved={CRITICAL: 0.25})
+    api(both.limiter.try_acquire(cost=3))
+    both.refused(cost=2)
+    asked = both.asked()
+
+    assert both.refused(cost=3).retry_after == pytest.approx(1.5, abs=1e-5)
+    both.go_in("another", 2)
+    both.go_in(cost=1, priority=CRITICAL)
+    both.refused(cost=1)
+    both.go_in(cost=2, timeout=60)
+    assert asked == ["permits_enter"] * 6  # the last one twice: it has waited
+
+
+def test_what_the_limiter_has_refused_is_remembered_for_permits_too(api: Api) -> None:
+    both = Both(api, TokenBucket(4, 2))
+    api(both.limiter.try_acquire(cost=4))
+    api(both.limiter.try_acquire())
+    asked = both.asked()
+    both.refused()
+
+    assert asked == []
+
+
+def test_without_a_memory_of_refusals_each_is_asked_for(api: Api) -> None:
+    both = Both(api, TokenBucket(4, 2), remember_refusals=False)
+    api(both.limiter.try_acquire(cost=4))
+    asked = both.asked()
+    both.refused()
+    both.refused()
+
+    assert asked == ["permits_enter"] * 2
+
+
+@pytest.fixture
+def has_redis(place: str) -> None:
+    if place == "local":
+        pytest.skip("there is no Redis that could be away")
+
+
+@pytest.mark.usefixtures("has_redis")
+def test_without_redis_the_process_goes_on_with_its_share_of_both(api: Api, redis_is_away: RedisIsAway) -> None:
+    both = Both(api, TokenBucket(6, SLOW), config=BulkheadConfig(4))
+    held = both.go_in("held")
+    both.core.resource.workers = 2
+    redis_is_away()
+    permit = both.go_in(cost=2)
 
     assert permit.decision is not None
-    assert (permit.decision.limit, permit.decision.remaining, permit.decision.allowed) == (3, 1, True)
-    assert permit.source == permit.decision.source == ("local" if place == "local" else "redis")
-    assert permits.bulkhead.crowd == (1, 0)
-    permits.leave()
-    assert (permits.bulkhead.crowd, permits.left({"user": "42"})) == ((0, 0), 1)
-    counted_here = permits.bulkhead.stats()["local"]
-    assert (counted_here["limit.allowed"], counted_here["bulkhead.entered"]) == (1, 1)
+    assert (permit.source, permit.decision.source, permit.decision.remaining) == ("local", "local", 1)
+    assert both.full().inside == 1  # of two slots, Redis has given one
+    both.leave(held)
+    limited = both.refused(cost=2)
+    assert (limited.decision.limited_by, limited.decision.source) == ("token_bucket", "local")
+    assert both.go_in()
+    assert both.counts("limit.decided_locally", "bulkhead.decided_locally") == [3, 2]
 
 
-def test_what_a_limit_refuses_takes_no_slot_and_nothing_of_the_other_limit(api: Api) -> None:
-    permits = Permits(api, *TWO)
-    permits.enter(key={"user": "42"}, cost=3)
-    permits.leave()
-    refusal = permits.refused(key={"user": "42"}, timeout=60)
-
-    assert (refusal.decision.limited_by, refusal.name) == ("all", "payments")
-    assert refusal.retry_after > 60
-    assert permits.bulkhead.crowd == (0, 0)
-    api(permits.limiter.refund({"user": "42"}))
-    assert permits.enter(key={"user": "42"}).decision.remaining == 0  # type: ignore[union-attr]
-    assert permits.bulkhead.stats()["local"]["limit.refused"] >= 1
+STRICTEST = [
+    ("allow", "allow", "allow"),
+    ("allow", "local", "local"),
+    ("local", "allow", "local"),
+    ("allow", "deny", "deny"),
+    ("deny", "local", "deny"),
+    ("local", "raise", "raise"),
+    ("raise", "allow", "raise"),
+    ("deny", "raise", "raise"),
+]
 
 
-def test_who_finds_no_slot_is_charged_nothing(api: Api) -> None:
-    permits = Permits(api, TokenBucket(5, SLOW), slots=BulkheadConfig(1, 1))
-    permits.enter(cost=2)
-    full = permits.full()
-
-    assert (full.inside, permits.left()) == (1, 3)
-
-
-def test_who_waits_for_a_slot_is_charged_once_and_when_it_goes_in(api: Api) -> None:
-    permits = Permits(api, TokenBucket(5, SLOW), slots=BulkheadConfig(1, 1))
-    permits.enter()
-    waiters = Waiters(permits.bulkhead)
-    waiters.guard_of = lambda priority, timeout: permits.permits.guard(priority=priority, timeout=timeout)
-    waiters.wait("a")
-    while_waiting = permits.left()
-    permits.leave()
-    waiters.finish()
-
-    assert (waiters.went_in, while_waiting, permits.left()) == (["a"], 4, 3)
-    assert permits.bulkhead.crowd == (0, 0)
-
-
-def test_a_limit_that_refuses_the_first_of_the_queue_ends_its_wait_and_lets_the_next_go_in(api: Api) -> None:
-    permits = Permits(api, TokenBucket(5, SLOW), slots=BulkheadConfig(1, 5))
-    permits.enter()
-    waiters = Waiters(permits.bulkhead)
-    waiters.guard_of = lambda priority, timeout: permits.permits.guard(
-        priority=priority, timeout=timeout, cost=3 if priority == HIGH else 1
-    )
-    waiters.wait("dear", HIGH)
-    waiters.wait("cheap")
-    api(permits.limiter.try_acquire(cost=2))
-    permits.leave()
-    waiters.finish()
-
-    assert (waiters.went_in, list(waiters.raised)) == (["cheap"], ["dear"])
-    assert isinstance(waiters.raised["dear"], RateLimitExceeded)
-    assert (permits.bulkhead.crowd, permits.left()) == ((0, 0), 1)
-
-
-def test_a_limit_that_will_let_it_pass_in_time_is_waited_for(api: Api) -> None:
-    permits = Permits(api, TokenBucket(1, 1))
-    permits.enter()
-    began = api.clock.monotonic()
-    permits.enter(timeout=5)
-
-    assert 1 <= api.clock.monotonic() - began < 1.1
-    assert permits.bulkhead.crowd == (2, 0)
-    assert permits.refused(timeout=0.5).retry_after == pytest.approx(1, abs=0.1)
-
-
-def test_what_is_reserved_of_both_is_left_to_more_important_calls(api: Api) -> None:
-    permits = Permits(
-        api, TokenBucket(4, SLOW), slots=BulkheadConfig(3, reserved={CRITICAL: 0.4}), reserved={HIGH: 0.5}
-    )
-    permits.enter()
-
-    assert permits.full(priority=HIGH).inside == 1
-    assert permits.left() == 3
-    permits.enter(priority=CRITICAL)
-    permits.leave()
-    assert permits.refused().decision.limited_by == "token_bucket"
-    permits.enter(priority=CRITICAL, cost=2)
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"cost": 6}, "^cost is 6, but must be an integer from 1 to 5"),
-        ({"cost": 0}, "^cost is 0, but must be"),
-        ({"cost": True}, "^cost is True"),
-        ({"priority": 9}, "^priority is 9, but must be a PriorityLevel"),
-        ({"timeout": -1}, "^timeout is -1, but must be"),
-        ({"key": {"nobody": "a"}}, "nobody"),
-    ],
-)
-def test_wrong_arguments_are_named_before_anything_is_asked(api: Api, asked: dict[str, Any], message: str) -> None:
-    permits = Permits(api, TokenBucket(5, SLOW))
-
-    with pytest.raises(ValueError, match=message):
-        permits.permits.guard(**asked)
-
-
-@pytest.mark.parametrize("made", [(), ("limiter",), ("bulkhead",)])
-def test_permits_of_a_resource_need_its_limiter_and_its_bulkhead(api: Api, made: tuple[str, ...]) -> None:
-    if "limiter" in made:
-        api.service.get_or_create_rate_limiter("payments", TokenBucket(1, 1))
-    if "bulkhead" in made:
-        api.service.get_or_create_bulkhead("payments")
-
-    with pytest.raises(LookupError, match="payments"):
-        api.service.permits("payments")
-
-
-APART: dict[str, tuple[Limit, dict[str, Any], BulkheadConfig]] = {
-    "leaky bucket": (LeakyBucket(5, 1000), {}, BulkheadConfig(1)),
-    "leased tokens": (TokenBucket(5, SLOW), {"lease_tokens": 2}, BulkheadConfig(1)),
-    "partitioned": (TokenBucket(5, SLOW), {"partitioned": True}, BulkheadConfig(1)),
-    "local slots": (SlidingWindow(5, 60), {}, BulkheadConfig(1, local=True)),
-}
-
-
-@pytest.mark.parametrize("case", APART)
-def test_where_one_step_cannot_be_the_limits_give_back_what_they_gave_if_there_is_no_slot(api: Api, case: str) -> None:
-    limit, options, slots = APART[case]
-    permits = Permits(api, limit, slots=slots, **options)
-    first = permits.enter()
-    api.clock.advance(0.5)  # in which what is in the leaky bucket runs out
-    full = permits.full()
-    permits.leave()
-
-    assert first.decision is not None
-    assert full.inside == 1
-    assert permits.bulkhead.crowd == (0, 0)
-    granted = sum(api(permits.limiter.try_acquire()).allowed for _ in range(10))
-    assert granted == (5 if case == "leaky bucket" else 4)
-
-
-def test_of_a_leaky_bucket_the_turn_is_waited_for_without_a_slot(api: Api) -> None:
-    permits = Permits(api, LeakyBucket(5, 1), slots=BulkheadConfig(1))
-    permits.enter()
-    permits.leave()
-    began = api.clock.monotonic()
-    permits.enter(timeout=5)
-
-    assert 1 <= api.clock.monotonic() - began < 1.1
-    assert permits.refused(timeout=0.5).decision.delay > 0.5
-
-
-def test_a_task_that_is_cancelled_while_it_waits_for_a_slot_gives_its_tokens_back(api: Api) -> None:
-    if api.form == "sync":
-        pytest.skip("threads are not cancelled")
-    permits = Permits(api, LeakyBucket(5, 1000), slots=BulkheadConfig(1))
-    permits.enter()
-    api.clock.advance(1)
-    waiters = Waiters(permits.bulkhead)
-    waiters.guard_of = lambda priority, timeout: permits.permits.guard(priority=priority, timeout=timeout)
-    waiters.wait("a")
-    waiters.cancel()
-    waiters.finish()
-    waiters.until(lambda: permits.bulkhead.crowd == (1, 0) and permits.left() == 5)
-
-    assert isinstance(waiters.raised["a"], asyncio.CancelledError)
-
-
-@pytest.mark.parametrize("shadow", ["limits", "slots"])
-def test_what_is_in_shadow_mode_refuses_nothing_and_the_other_does(api: Api, shadow: str) -> None:
-    slots = BulkheadConfig(1, shadow=shadow == "slots")
-    permits = Permits(api, TokenBucket(2, SLOW), slots=slots, shadow=shadow == "limits")
-    permits.enter(cost=2)
-
-    if shadow == "limits":
-        assert permits.full().inside == 1
-    else:
-        assert permits.refused().retry_after > 1
-    permits.leave()
-    if shadow == "limits":
-        assert permits.enter().decision.limited_by == "token_bucket"  # type: ignore[union-attr]
-
-
-def test_a_refusal_that_is_remembered_costs_no_trip(counted: Server, prefix: str) -> None:
-    with ResilienceService.from_url(counted.url, prefix=prefix, command_timeout=PATIENT) as service:
-        service.get_or_create_rate_limiter("payments", TokenBucket(1, 0.001))
-        service.get_or_create_bulkhead("payments")
-        permits, sha = service.permits("payments"), scripts.load("permits_enter").sha
-        with permits.guard(timeout=0):
-            pass
-        for _ in range(20):
-            with pytest.raises(RateLimitExceeded), permits.guard(timeout=0):
-                raise AssertionError("inside")
-
-        assert len([command for command in commands_at(counted) if command[1:2] == [sha]]) == 2
-
-
-def test_without_redis_the_same_rules_hold_for_the_share(api: Api, place: str, redis_is_away: RedisIsAway) -> None:
-    if place == "local":
-        pytest.skip("there is no Redis that could be away")
-    permits = Permits(api, TokenBucket(3, SLOW), slots=BulkheadConfig(2))
-    redis_is_away()
-    first, second = permits.enter(), permits.enter()
-
-    assert (first.source, second.source) == ("local", "local")
-    assert permits.full().inside == 2
-    assert permits.left() == 1
-    permits.leave()
-    permits.enter()
-    permits.leave()
-    assert permits.refused().decision.source == "local"
-
-
-@pytest.mark.parametrize(
-    ("of_limits", "of_slots", "outcome"),
-    [
-        ("allow", "allow", "inside"),
-        ("allow", "deny", "full"),
-        ("deny", "local", "full"),
-        ("raise", "allow", "raises"),
-        ("local", "raise", "raises"),
-    ],
-)
-def test_without_redis_the_stricter_of_both_counts(
-    api: Api, place: str, redis_is_away: RedisIsAway, of_limits: Any, of_slots: Any, outcome: str
+@pytest.mark.usefixtures("has_redis")
+@pytest.mark.parametrize(("of_limits", "of_slots", "strictest"), STRICTEST)
+def test_without_redis_the_stricter_of_both_decides(
+    api: Api, redis_is_away: RedisIsAway, of_limits: Any, of_slots: Any, strictest: str
 ) -> None:
-    if place == "local":
-        pytest.skip("there is no Redis that could be away")
-    slots = BulkheadConfig(1, on_outage=of_slots)
-    permits = Permits(api, TokenBucket(1, SLOW), slots=slots, on_outage=of_limits)
+    both = Both(api, TokenBucket(3, SLOW), config=BulkheadConfig(2, on_outage=of_slots), on_outage=of_limits)
     redis_is_away()
 
-    if outcome == "inside":
-        assert [permits.enter(cost=1).source for _ in range(3)] == ["local"] * 3
-    elif outcome == "full":
-        with pytest.raises((BulkheadFullError, RateLimitExceeded)):
-            permits.enter()
-    else:
+    if strictest == "raise":
         with pytest.raises(StoreUnavailableError):
-            permits.enter()
+            both.go_in()
+    elif strictest == "deny":
+        both.full()
+    else:
+        for _ in range(2):
+            both.go_in()
+        if strictest == "local":
+            both.full()
+        else:
+            both.go_in()
+            both.go_in()
+
+
+def test_two_processes_share_limits_and_slots(api: Api, other: ResilienceService) -> None:
+    both = Both(api, TokenBucket(5, SLOW))
+    other.get_or_create_rate_limiter("orders", TokenBucket(5, SLOW))
+    other.get_or_create_bulkhead("orders", ONE)
+    with other.permits("orders").guard(cost=3):
+        assert both.full(cost=2).inside == 1
+    both.refused(cost=3)
+    both.go_in(cost=2)
+
+    with pytest.raises(RateLimitExceeded), other.permits("orders").guard(timeout=0):
+        pytest.fail("there is neither a token nor a slot")
