@@ -17,8 +17,8 @@ RETURNS_WITHIN = CONFIG.lease + 1.0 + 1.5
 """Seconds: the lease, until a waiter looks, and what a busy machine may take besides."""
 
 GOES_ON_WITHIN = 2 * (2.0 + 1.0) + 1.5
-"""The same where the first of the queue was killed, who is thought dead two seconds after its last sign of life, and then
-the next one too."""
+"""The same where the first of the queue was killed, who is thought dead two seconds after its last sign of life, and
+then the next one too."""
 
 
 class Course(NamedTuple):
