@@ -6,12 +6,16 @@ from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit import CircuitState
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
+from shared_resilience.claim import Claim, current_claim
+from shared_resilience.codecs import JSON, Codec
 from shared_resilience.deadline import Deadline, deadline, deadline_from, deadline_headers, remaining
 from shared_resilience.decision import Decision
 from shared_resilience.errors import (
     BulkheadFullError,
     CircuitBreakerOpenError,
     DeadlineExceeded,
+    EncodingError,
+    IdempotencyConflictError,
     RateLimitExceeded,
     ResilienceError,
     RetryableError,
@@ -20,6 +24,8 @@ from shared_resilience.errors import (
     StoreUnavailableError,
 )
 from shared_resilience.events import Event
+from shared_resilience.idempotency import AsyncIdempotency, Idempotency
+from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.leaky_bucket import LeakyBucket
 from shared_resilience.permit import Permit
 from shared_resilience.permits import AsyncPermits, Permits
@@ -35,10 +41,12 @@ from shared_resilience.token_bucket import TokenBucket
 __version__ = "0.1.0"
 
 __all__ = [
+    "JSON",
     "AdaptiveTimeout",
     "AsyncAdaptiveTimeout",
     "AsyncBulkhead",
     "AsyncCircuitBreaker",
+    "AsyncIdempotency",
     "AsyncPermits",
     "AsyncRateLimiter",
     "AsyncResilienceService",
@@ -51,10 +59,16 @@ __all__ = [
     "CircuitBreakerConfig",
     "CircuitBreakerOpenError",
     "CircuitState",
+    "Claim",
+    "Codec",
     "Deadline",
     "DeadlineExceeded",
     "Decision",
+    "EncodingError",
     "Event",
+    "Idempotency",
+    "IdempotencyConfig",
+    "IdempotencyConflictError",
     "Jitter",
     "LeakyBucket",
     "Permit",
@@ -76,6 +90,7 @@ __all__ = [
     "TimeoutConfig",
     "Timeouts",
     "TokenBucket",
+    "current_claim",
     "deadline",
     "deadline_from",
     "deadline_headers",

@@ -120,8 +120,10 @@ class AdaptiveTimeout:
                     result = on_a_thread(partial(function, *args, **kwargs), call.limit)
                 else:
                     result = function(*args, **kwargs)
-            except OverdueError:
-                raise call.overdue() from None
+            except OverdueError as overdue:
+                late = call.overdue()
+                late.straggler = overdue.straggler  # type: ignore[attr-defined]  # for `straggler_of`
+                raise late from None
             except TimeoutError as error:
                 call.timed_out(error)
                 raise

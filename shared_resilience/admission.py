@@ -6,12 +6,12 @@ import itertools
 import logging
 import math
 import secrets
-import threading
-from collections.abc import Coroutine, Hashable
+from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
 from shared_resilience.backends import Backend, OnOutage
+from shared_resilience.backends.parties import Parties
 from shared_resilience.backends.process import Component, Process
 from shared_resilience.bulkhead_commands import BulkheadCommands, Call, Entry, Left
 from shared_resilience.bulkhead_config import BulkheadConfig
@@ -68,7 +68,6 @@ class Admission(Component):
         self._alone = SlotAlone(self.commands, on_outage)
         self.events = process.events
         self._process = process
-        self._lock = threading.Lock()
         self._lease_ms = round(config.lease * 1000)
         self._monotonic = process.clock.monotonic
         self._era = 0
@@ -76,8 +75,7 @@ class Admission(Component):
 
     def after_fork(self) -> None:
         self._era += 1
-        self._lock = threading.Lock()
-        self._holdings: dict[Hashable, Holdings] = {}
+        self._parties = Parties(self._new_holdings)
         self._stem, self._numbers = secrets.token_hex(6), itertools.count()
 
     # Going inside.
@@ -100,28 +98,17 @@ class Admission(Component):
 
     def holdings_of(self, backend: Backend) -> Holdings:
         """What callers of `backend` hold here."""
-        party = backend.party()
-        holdings = self._holdings.get(party)
-        if holdings is None:
-            with self._lock:
-                holdings = self._holdings.get(party)
-                if holdings is None:
-                    self._forget_the_gone()
-                    made = Holdings(backend, self.resource, self.commands, self.config.lease, self._lost)
-                    holdings = self._holdings[party] = made
-        return holdings
+        return self._parties.of(backend)
 
-    def _forget_the_gone(self) -> None:
-        for party, holdings in list(self._holdings.items()):
-            if holdings.are_gone():
-                del self._holdings[party]
+    def _new_holdings(self, backend: Backend) -> Holdings:
+        return Holdings(backend, self.resource, self.commands, self.config.lease, self._lost)
 
     def tell(self, token: str) -> None:
         """Wakes a waiter, should it be of this process; others hear of it by Redis."""
-        any(holdings.told(token) for holdings in list(self._holdings.values()))
+        any(holdings.told(token) for holdings in self._parties)
 
     def _held_by_redis(self) -> int:
-        held = [permit for holdings in list(self._holdings.values()) for permit in holdings.held.copy().values()]
+        held = [permit for holdings in self._parties for permit in holdings.held.copy().values()]
         return sum(permit.source == "redis" for permit in held)
 
     def permit(self, token: str, entry: Entry, asked_at: float) -> Permit:
@@ -182,7 +169,7 @@ class Admission(Component):
 
     def known(self) -> dict[str, object]:
         """What this process knows without asking."""
-        own = [holdings.held for holdings in list(self._holdings.values())]
+        own = [holdings.held for holdings in self._parties]
         return {
             "inside_here": sum(map(len, own)),
             "config": self.config.numbers(),

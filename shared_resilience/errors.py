@@ -6,6 +6,9 @@ ResilienceError
 ├── CircuitBreakerOpenError     a circuit is open; `.retry_after` says when it may let a probe pass
 ├── DeadlineExceeded            the time of a block of code is over, or would be before anything could come of it
 ├── RetryBudgetExhaustedError   the fleet has retried enough; only for who takes out of the budget by hand
+├── FallbackExhaustedError      no level of a fallback chain has answered; an exception group of all causes
+├── IdempotencyConflictError    a key is in use: by a call that still runs, or for other arguments
+├── EncodingError               a value cannot be written down in Redis, or cannot be read
 ├── StoreUnavailableError       Redis could not decide, and `on_outage="raise"` was asked for
 └── StoreConfigurationError     Redis answers, but not to this configuration: password, permissions, cluster mode
 
@@ -16,7 +19,8 @@ A value outside its definition is a plain `ValueError` or `TypeError`, raised be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     from shared_resilience.decision import Decision
@@ -119,6 +123,69 @@ class RetryBudgetExhaustedError(ResilienceError):
 
     def __reduce__(self) -> tuple[type[RetryBudgetExhaustedError], tuple[str, float]]:
         return type(self), (self.name, self.balance)
+
+
+class FallbackExhaustedError(ResilienceError, ExceptionGroup[Exception]):
+    """No level of a fallback chain has answered: the group of what each level raised, the first one first.
+
+    `name` is the chain's.
+    """
+
+    name: str
+    _what: str
+
+    def __new__(cls, name: str, what: str, causes: Sequence[Exception]) -> Self:
+        group = super().__new__(cls, f"fallback chain {name!r} is exhausted: {what}", causes)
+        group.name, group._what = name, what
+        return group
+
+    def __init__(self, *args: object) -> None:
+        """All is done where it is made."""
+
+    def derive(self, excs: Sequence[Exception]) -> FallbackExhaustedError:  # type: ignore[override]  # of exceptions
+        return FallbackExhaustedError(self.name, self._what, excs)
+
+    def __reduce__(self) -> tuple[type[FallbackExhaustedError], tuple[str, str, list[Exception]]]:
+        return type(self), (self.name, self._what, list(self.exceptions))
+
+
+Conflict = Literal["running", "other_arguments", "denied"]
+_CONFLICTS: dict[Conflict, str] = {
+    "running": "a call under it is still running",
+    "other_arguments": "it was used for other arguments",
+    "denied": "Redis is away, and on_outage is 'deny'",
+}
+
+
+class IdempotencyConflictError(ResilienceError):
+    """A call was not made, since its key is in use.
+
+    `name` is the resource, `key` the key. `reason` is "running": another call has it, whose lease ends in `retry_after`
+    seconds if it is not renewed; "other_arguments": it was used for other arguments, and is kept for a while; or
+    "denied": Redis is away. Over HTTP the first is a 409, the second a 422, as the draft of the Idempotency-Key header
+    has it (IETF, draft-ietf-httpapi-idempotency-key-header).
+    """
+
+    def __init__(self, name: str, key: str, reason: Conflict, retry_after: float) -> None:
+        self.name = name
+        self.key = key
+        self.reason = reason
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"key {self.key[:64]!r} of {self.name!r} is in use: {_CONFLICTS[self.reason]}"
+
+    def __reduce__(self) -> tuple[type[IdempotencyConflictError], tuple[str, str, Conflict, float]]:
+        return type(self), (self.name, self.key, self.reason, self.retry_after)
+
+
+class EncodingError(ResilienceError, ValueError):
+    """A value cannot be written down, or what was written down cannot be read; says by which codec and why.
+
+    If a call has returned the value, it has run, and `result` is what it returned.
+    """
+
+    result: object = None
 
 
 class RetryableError(Exception):

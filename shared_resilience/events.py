@@ -11,6 +11,10 @@
 | `bulkhead.refused` | no slot, and no place in the queue or no time left to wait | priority, inside, waited |
 | `bulkhead.shadow_refused` | a bulkhead in shadow mode had no slot for a call | priority, inside, waited |
 | `bulkhead.lost` | a lease ran out under a call that still runs, and its slot may be another's | token |
+| `idempotency.taken_over` | a key was claimed whose holder has let its lease run out | key, fencing |
+| `idempotency.refused` | a call was not made, since its key is in use | key, reason |
+| `idempotency.lost` | a lease ran out under a call that still ran, and another has taken its key over | key, fencing |
+| `idempotency.untold` | Redis could not be told yet how a call has ended | key, error |
 | `override.ignored` | an override is no number in its range; once per process and field | field |
 | `store.lost` | Redis cannot decide any more; this process decides alone | fault, error |
 | `store.recovered` | Redis decides again | seconds_away |

@@ -68,6 +68,19 @@ class ResourceKeys:
         """The channel on which the first in the queue is told that it may be its turn."""
         return self._stem + "wake"
 
+    @property
+    def done(self) -> str:
+        """The channel on which those who wait for a call made once are told that it is over."""
+        return self._stem + "done"
+
+    def idempotency(self, key: str) -> str:
+        """The record of the call that is made once under a key."""
+        return f"{self._stem}idempotency:{encode_key(key)}"
+
+    def cache(self, key: str) -> str:
+        """The last good value for a key."""
+        return f"{self._stem}cache:{encode_key(key)}"
+
     def limit(self, label: str, key: str) -> str:
         """The state of the limit `label` for one of its keys."""
         stem = f"{self._stem}limit:{label}"

@@ -25,9 +25,11 @@ from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWi
 from shared_resilience.breaker import Breaker
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_config import CircuitBreakerConfig
+from shared_resilience.claims import Claims
 from shared_resilience.commands import Command
 from shared_resilience.errors import ResilienceError
 from shared_resilience.events import Listener
+from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.latency import Latency
 from shared_resilience.limit_commands import OVERRIDE
 from shared_resilience.limiter import Limiter
@@ -39,7 +41,16 @@ from shared_resilience.retries import Retries
 from shared_resilience.retry_config import RetryConfig
 from shared_resilience.timeout_config import TimeoutConfig
 
-KINDS = ("rate_limiter", "circuit_breaker", "bulkhead", "retry_manager", "adaptive_timeout")
+SECTIONS = {
+    "rate_limiter": "rate_limiters",
+    "circuit_breaker": "circuit_breakers",
+    "bulkhead": "bulkheads",
+    "retry_manager": "retry_managers",
+    "adaptive_timeout": "adaptive_timeouts",
+    "idempotency": "idempotency",
+}
+"""Kinds of components, and what statistics call them."""
+
 G = TypeVar("G")
 C = TypeVar("C", bound=Component)
 
@@ -144,6 +155,14 @@ class Runtime:
             "adaptive_timeout", name, TimeoutConfig, config, lambda chosen: Latency(name, chosen, self.process)
         )
 
+    def claims(self, name: str, config: IdempotencyConfig | None) -> Claims:
+        """The calls of `name` that are made once, in this process."""
+
+        def make(chosen: IdempotencyConfig) -> Claims:
+            return Claims(name, chosen, self.process, chosen.on_outage or self.on_outage or "raise")
+
+        return self._component("idempotency", name, IdempotencyConfig, config, make)
+
     def _component(self, kind: str, name: str, of: type[G], config: G | None, make: Callable[[G], C]) -> C:
         if config is not None and not isinstance(config, of):
             raise validation.wrong("config", config, f"a {of.__name__}")
@@ -196,17 +215,14 @@ class Runtime:
     def stats(self) -> dict[str, Any]:
         """What `get_comprehensive_stats` returns."""
         process = self.process
-        kinds: dict[str, dict[str, object]] = {
-            f"{kind}s": {}
-            for kind in ("rate_limiter", "circuit_breaker", "bulkhead", "retry_manager", "adaptive_timeout")
-        }
+        sections: dict[str, dict[str, object]] = {section: {} for section in SECTIONS.values()}
         for (kind, name), core in list(process.components.items()):
-            kinds[f"{kind}s"][name] = core.known()
+            sections[SECTIONS[kind]][name] = core.known()
         return {
             "timestamp": time.time(),
             "store": {"usable": process.guard.usable, "answered": process.guard.proven},
             "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
-            **kinds,
+            **sections,
         }
 
 

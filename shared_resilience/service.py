@@ -16,6 +16,8 @@ from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.functions import mirrors
+from shared_resilience.idempotency import AsyncIdempotency, Idempotency
+from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.limits import Limit
 from shared_resilience.permits import AsyncPermits, Permits
 from shared_resilience.priority import Reserved
@@ -154,6 +156,13 @@ class ResilienceService(_Service):
         """
         return AdaptiveTimeout(self._runtime.latency(name, config), self._runtime.backends)
 
+    def get_or_create_idempotency(self, name: str, config: IdempotencyConfig | None = None) -> Idempotency:
+        """The calls of `name` that the fleet makes once for each key.
+
+        Raises `ValueError` if they exist with another configuration.
+        """
+        return Idempotency(self._runtime.claims(name, config), self._runtime.backends)
+
     def permits(self, name: str) -> Permits:
         """The rate limiter and the bulkhead of the resource `name`, entered together.
 
@@ -239,6 +248,9 @@ class AsyncResilienceService(_Service):
 
     def get_or_create_adaptive_timeout(self, name: str, config: TimeoutConfig | None = None) -> AsyncAdaptiveTimeout:
         return AsyncAdaptiveTimeout(self._runtime.latency(name, config), self._runtime.backends)
+
+    def get_or_create_idempotency(self, name: str, config: IdempotencyConfig | None = None) -> AsyncIdempotency:
+        return AsyncIdempotency(self._runtime.claims(name, config), self._runtime.backends)
 
     def permits(self, name: str) -> AsyncPermits:
         core = self._runtime.permits(name)

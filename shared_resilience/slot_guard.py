@@ -8,6 +8,7 @@ from typing import Protocol
 from shared_resilience import validation
 from shared_resilience.admission import Admission
 from shared_resilience.backends import Backend, step
+from shared_resilience.backends.bounded import straggler_of
 from shared_resilience.functions import mirrors
 from shared_resilience.permit import Permit
 from shared_resilience.priority import PriorityLevel, priority_of
@@ -39,7 +40,12 @@ class SlotGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        step(self._core.leave(self._backend, self._permit))
+        straggler = straggler_of(error)
+        if straggler is None:
+            step(self._core.leave(self._backend, self._permit))
+        else:  # the call still runs on a thread, and keeps its slot
+            backend, permit = self._backend, self._permit
+            straggler.then(lambda: step(self._core.leave(backend, permit)))
 
 
 @mirrors(SlotGuard)

@@ -5,12 +5,12 @@ The bulkhead is M. Nygard's pattern, "Release It!", 2007; here its slots are lea
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 from shared_resilience.commands import Argument, State, Step
 from shared_resilience.integers import LARGEST, MILLION
+from shared_resilience.lease import lease_of
 from shared_resilience.overrides import BULKHEAD, Overrides
 
 PRIORITY = 10**15
@@ -20,15 +20,8 @@ DEAD_AT_ONCE = 100
 TOLD = 8
 """Arguments by which scripts are told of a call that wants a slot."""
 
-_LEASE = re.compile(r":([0-9]+)$")
 Entered = tuple[str, int, int, int, str]
 """State, place, fencing number, how many are inside, who was told."""
-
-
-def lease_of(token: str) -> int:
-    """The length of a token's lease in microseconds."""
-    lease = _LEASE.search(token)
-    return int(lease[1]) * 1000 if lease else 0
 
 
 class Slots:

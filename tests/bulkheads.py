@@ -50,7 +50,7 @@ class Bulkhead:
 
     def keep_up(self) -> None:
         """Has the attendant's work done now."""
-        for holdings in self.core._holdings.values():
+        for holdings in self.core._parties:
             self.run(holdings.keep_up(self.backend))
 
     def stats(self) -> Any:

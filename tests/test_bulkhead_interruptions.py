@@ -148,7 +148,7 @@ class Woken:
 
 def holdings_of(bulkhead: Bulkhead) -> Any:
     bulkhead.leave(bulkhead.enter())
-    (holdings,) = bulkhead.core._holdings.values()
+    (holdings,) = bulkhead.core._parties
     return holdings
 
 
@@ -259,7 +259,7 @@ def expect_nothing_left(both: Both, point: object) -> None:
     """Neither in the store nor in this process, once the attendant has kept up."""
     both.rest()
     both.keep_up()
-    here = [(holdings.held, holdings._waiting) for holdings in both.core._holdings.values()]
+    here = [(holdings.held, holdings._waiting) for holdings in both.core._parties]
     assert (both.crowd, [held for held in here if any(held)]) == ((0, 0), []), f"interrupted at {point}"
 
 
@@ -298,7 +298,7 @@ async def beside_others(both: Both, visit: Cancelled[str], situation: str) -> ob
             return await waiting(both) + task.done() >= 2
 
         async def the_other_is_done() -> bool:
-            for holdings in list(both.core._holdings.values()):
+            for holdings in both.core._parties:
                 await holdings.keep_up(both.backend)
             return behind.done()
 

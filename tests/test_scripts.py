@@ -31,6 +31,8 @@ from shared_resilience.latency import record
 from shared_resilience.limit_commands import OVERRIDE, PAUSE_FOR, RESET, LimitCommands
 from shared_resilience.limits import Limit
 from shared_resilience.permit_commands import PermitCommands
+from shared_resilience.records import CLAIM, RENEW
+from shared_resilience.records import SETTLE as SETTLE_RECORD
 from shared_resilience.retry_budget import settle as settle_budget
 
 PINNED = {
@@ -43,6 +45,9 @@ PINNED = {
     "evidence": "65e7e733665e36cdf84fa9fc64ee25848a2629ac",
     "heartbeat": "75d0a8faf97aa1bffcd2857562c809e5309ebd59",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
+    "idempotency_claim": "df99f28c737fa7068fa8bcac015c49f5cdfd773e",
+    "idempotency_renew": "bf1f1aa11da32090848525ab1edf40c4c257710b",
+    "idempotency_settle": "45e7ae3bdd6e73cf041f3f26bae5bf066fa485c4",
     "latency": "10b18540e06ee25b64b069e2388c8cb69bf80afd",
     "leaky_bucket": "d67ac8321cb28ef977b7492ef1629785bd08c8d0",
     "permits_enter": "14ebc766fcd41b562cd1aaca7590156cc5f6b195",
@@ -81,6 +86,7 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     of_one_kind += [("leaky_bucket", LIMITS[3], keys[4])]
     of_slots = BulkheadCommands(ResourceKeys(prefix, "a"), BulkheadConfig(), lambda: 0)
     wanted = Call("w1:a:30000", PriorityLevel.NORMAL, True, None)
+    record = (f"{stem}:idempotency:order-7",)
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
         "rate_limiter": of_limits.take(keys, 1),
@@ -101,6 +107,9 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "permits_enter": PermitCommands(of_limits, of_slots).enter(keys, 1, 0, wanted),
         "retry_budget": Command(RETRY_BUDGET, (f"{stem}:retry_budget",), (1, 3, 1, 100_000, 10**6, 10**8)),
         "latency": Command(LATENCY, (f"{stem}:latency",), (60_000_000, 950_000, 600, 3)),
+        "idempotency_claim": Command(CLAIM, record, ("w1:a:30000", "f", 3_600_000_000)),
+        "idempotency_renew": Command(RENEW, record, (3_600_000_000, "w1:a:30000", 5, "f")),
+        "idempotency_settle": Command(SETTLE_RECORD, record, ("w1:a:30000", 5, "f", 10**9, "done", "json", "7")),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
         "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
     }

@@ -4,15 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+logger = logging.getLogger("shared_resilience")
+
+
+class Straggler:
+    """A call on a thread that nobody waits for any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = False
+        self._afterwards: list[Callable[[], object]] = []
+
+    def then(self, work: Callable[[], object]) -> None:
+        """Does `work` when the call has ended: on its thread, or at once if it has."""
+        with self._lock:
+            ended = self._ended
+            if not ended:
+                self._afterwards.append(work)
+        if ended:
+            work()
+
+    def end(self) -> None:
+        """The call has ended."""
+        with self._lock:
+            self._ended, afterwards = True, self._afterwards
+        for work in afterwards:
+            try:
+                work()
+            except Exception:
+                logger.exception("what a call held could not be given back")
 
 
 class OverdueError(Exception):
     """The call was still running when its time was over."""
+
+    straggler: Straggler | None = None
+
+
+def straggler_of(error: BaseException | None) -> Straggler | None:
+    """The call that still runs on a thread though its caller has got `error`."""
+    return getattr(error, "straggler", None)
 
 
 async def awaited(call: Awaitable[T], seconds: float) -> T:
@@ -28,8 +65,11 @@ async def awaited(call: Awaitable[T], seconds: float) -> T:
 
 
 def on_a_thread(call: Callable[[], T], seconds: float) -> T:
-    """What `call` returns or raises on a thread of its own. Leaves it to itself after `seconds`: `OverdueError`."""
-    ended = threading.Event()
+    """What `call` returns or raises on a thread of its own. Leaves it to itself after `seconds`: `OverdueError`.
+
+    What its caller holds is to be held until the thread has ended, see `straggler_of`.
+    """
+    ended, straggler = threading.Event(), Straggler()
     outcome: list[Any] = []
 
     def work() -> None:
@@ -39,11 +79,14 @@ def on_a_thread(call: Callable[[], T], seconds: float) -> T:
             outcome.append((None, error))
         finally:
             ended.set()
+            straggler.end()
 
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(work,), name="shared_resilience-call", daemon=True).start()
     if not ended.wait(seconds):
-        raise OverdueError
+        overdue = OverdueError()
+        overdue.straggler = straggler
+        raise overdue
     result, error = outcome[0]
     if error is not None:
         raise error
