@@ -7,7 +7,7 @@ from shared_resilience.circuit import CircuitState
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.claim import Claim, current_claim
-from shared_resilience.codecs import JSON, Codec
+from shared_resilience.codecs import Codec
 from shared_resilience.deadline import Deadline, deadline, deadline_from, deadline_headers, remaining
 from shared_resilience.decision import Decision
 from shared_resilience.errors import (
@@ -15,6 +15,7 @@ from shared_resilience.errors import (
     CircuitBreakerOpenError,
     DeadlineExceeded,
     EncodingError,
+    FallbackExhaustedError,
     IdempotencyConflictError,
     RateLimitExceeded,
     ResilienceError,
@@ -24,6 +25,9 @@ from shared_resilience.errors import (
     StoreUnavailableError,
 )
 from shared_resilience.events import Event
+from shared_resilience.fallback import FallbackResult
+from shared_resilience.fallback_chain import AsyncFallbackChain, FallbackChain
+from shared_resilience.fallback_config import FallbackConfig, FallbackLevel
 from shared_resilience.idempotency import AsyncIdempotency, Idempotency
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.leaky_bucket import LeakyBucket
@@ -41,11 +45,11 @@ from shared_resilience.token_bucket import TokenBucket
 __version__ = "0.1.0"
 
 __all__ = [
-    "JSON",
     "AdaptiveTimeout",
     "AsyncAdaptiveTimeout",
     "AsyncBulkhead",
     "AsyncCircuitBreaker",
+    "AsyncFallbackChain",
     "AsyncIdempotency",
     "AsyncPermits",
     "AsyncRateLimiter",
@@ -66,6 +70,11 @@ __all__ = [
     "Decision",
     "EncodingError",
     "Event",
+    "FallbackChain",
+    "FallbackConfig",
+    "FallbackExhaustedError",
+    "FallbackLevel",
+    "FallbackResult",
     "Idempotency",
     "IdempotencyConfig",
     "IdempotencyConflictError",

@@ -11,6 +11,10 @@
 | `bulkhead.refused` | no slot, and no place in the queue or no time left to wait | priority, inside, waited |
 | `bulkhead.shadow_refused` | a bulkhead in shadow mode had no slot for a call | priority, inside, waited |
 | `bulkhead.lost` | a lease ran out under a call that still runs, and its slot may be another's | token |
+| `fallback.failed` | a level of a chain has raised, and the next one is asked | level, error |
+| `fallback.used` | a level other than the primary has answered | level, age |
+| `fallback.exhausted` | no level has answered | levels |
+| `fallback.not_kept` | a value could not be kept as the last good one | why |
 | `idempotency.taken_over` | a key was claimed whose holder has let its lease run out | key, fencing |
 | `idempotency.refused` | a call was not made, since its key is in use | key, reason |
 | `idempotency.lost` | a lease ran out under a call that still ran, and another has taken its key over | key, fencing |

@@ -29,6 +29,8 @@ from shared_resilience.claims import Claims
 from shared_resilience.commands import Command
 from shared_resilience.errors import ResilienceError
 from shared_resilience.events import Listener
+from shared_resilience.fallback import Fallback
+from shared_resilience.fallback_config import FallbackConfig
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.latency import Latency
 from shared_resilience.limit_commands import OVERRIDE
@@ -47,6 +49,7 @@ SECTIONS = {
     "bulkhead": "bulkheads",
     "retry_manager": "retry_managers",
     "adaptive_timeout": "adaptive_timeouts",
+    "fallback_chain": "fallback_chains",
     "idempotency": "idempotency",
 }
 """Kinds of components, and what statistics call them."""
@@ -153,6 +156,12 @@ class Runtime:
         """What the adaptive timeout `name` of this process follows."""
         return self._component(
             "adaptive_timeout", name, TimeoutConfig, config, lambda chosen: Latency(name, chosen, self.process)
+        )
+
+    def fallback(self, name: str, config: FallbackConfig | None) -> Fallback:
+        """The fallback chain `name` of this process."""
+        return self._component(
+            "fallback_chain", name, FallbackConfig, config, lambda chosen: Fallback(name, chosen, self.process)
         )
 
     def claims(self, name: str, config: IdempotencyConfig | None) -> Claims:

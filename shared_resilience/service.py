@@ -15,6 +15,8 @@ from shared_resilience.bulkhead import AsyncBulkhead, Bulkhead
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
+from shared_resilience.fallback_chain import AsyncFallbackChain, FallbackChain
+from shared_resilience.fallback_config import FallbackConfig
 from shared_resilience.functions import mirrors
 from shared_resilience.idempotency import AsyncIdempotency, Idempotency
 from shared_resilience.idempotency_config import IdempotencyConfig
@@ -156,6 +158,13 @@ class ResilienceService(_Service):
         """
         return AdaptiveTimeout(self._runtime.latency(name, config), self._runtime.backends)
 
+    def get_or_create_fallback_chain(self, name: str, config: FallbackConfig | None = None) -> FallbackChain:
+        """The fallback chain `name`: the last good values are the fleet's, the handlers this process's.
+
+        Raises `ValueError` if it exists with another configuration.
+        """
+        return FallbackChain(self._runtime.fallback(name, config), self._runtime.backends)
+
     def get_or_create_idempotency(self, name: str, config: IdempotencyConfig | None = None) -> Idempotency:
         """The calls of `name` that the fleet makes once for each key.
 
@@ -248,6 +257,9 @@ class AsyncResilienceService(_Service):
 
     def get_or_create_adaptive_timeout(self, name: str, config: TimeoutConfig | None = None) -> AsyncAdaptiveTimeout:
         return AsyncAdaptiveTimeout(self._runtime.latency(name, config), self._runtime.backends)
+
+    def get_or_create_fallback_chain(self, name: str, config: FallbackConfig | None = None) -> AsyncFallbackChain:
+        return AsyncFallbackChain(self._runtime.fallback(name, config), self._runtime.backends)
 
     def get_or_create_idempotency(self, name: str, config: IdempotencyConfig | None = None) -> AsyncIdempotency:
         return AsyncIdempotency(self._runtime.claims(name, config), self._runtime.backends)

@@ -25,6 +25,7 @@ from shared_resilience.bulkhead_commands import BulkheadCommands, Call
 from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Command, Operation
 from shared_resilience.evidence import EVIDENCE
+from shared_resilience.fallback_cache import READ, STORE
 from shared_resilience.heartbeat import BEAT, ENROL
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.latency import record
@@ -43,6 +44,8 @@ PINNED = {
     "circuit_breaker_probe": "43c82923cb8087c7d9cac36c7fc19b1084ca7895",
     "circuit_breaker_settle": "3dd169a4dc6c2594b5c6b78303c65e3966b40545",
     "evidence": "65e7e733665e36cdf84fa9fc64ee25848a2629ac",
+    "fallback_cache_read": "419e3f05d779727d5a4a067acdac2fec91ab7a12",
+    "fallback_cache_store": "8321c96973f90a476f6c4d19237d1df4fdcca2b4",
     "heartbeat": "75d0a8faf97aa1bffcd2857562c809e5309ebd59",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
     "idempotency_claim": "df99f28c737fa7068fa8bcac015c49f5cdfd773e",
@@ -107,6 +110,8 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "permits_enter": PermitCommands(of_limits, of_slots).enter(keys, 1, 0, wanted),
         "retry_budget": Command(RETRY_BUDGET, (f"{stem}:retry_budget",), (1, 3, 1, 100_000, 10**6, 10**8)),
         "latency": Command(LATENCY, (f"{stem}:latency",), (60_000_000, 950_000, 600, 3)),
+        "fallback_cache_store": Command(STORE, (f"{stem}:cache:EUR", f"{stem}:cache:USD"), (10**6, "json", "1", "2")),
+        "fallback_cache_read": Command(READ, (f"{stem}:cache:EUR",), ("json", 10**6)),
         "idempotency_claim": Command(CLAIM, record, ("w1:a:30000", "f", 3_600_000_000)),
         "idempotency_renew": Command(RENEW, record, (3_600_000_000, "w1:a:30000", 5, "f")),
         "idempotency_settle": Command(SETTLE_RECORD, record, ("w1:a:30000", 5, "f", 10**9, "done", "json", "7")),
