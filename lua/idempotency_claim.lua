@@ -30,10 +30,9 @@ if state == "done" then
   return { "done", fencing, math.max(0, now - (to_integer(stored[6]) or now)), kept[1] or "", kept[2] or "" }
 end
 
-local left = 0
 if state == "running" then
   -- No lease is longer than it can be, should the clock have gone back.
-  left = math.min((to_integer(stored[5]) or 0) - now, lease_of(owner or ""))
+  local left = math.min((to_integer(stored[5]) or 0) - now, lease_of(owner or ""))
   if left > 0 and owner ~= token then
     redis.call("HSET", record, "lease_until_us", to_text(now + left))
     return { "running", fencing, left, "", "" }

@@ -48,7 +48,7 @@ PINNED = {
     "fallback_cache_store": "8321c96973f90a476f6c4d19237d1df4fdcca2b4",
     "heartbeat": "75d0a8faf97aa1bffcd2857562c809e5309ebd59",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
-    "idempotency_claim": "df99f28c737fa7068fa8bcac015c49f5cdfd773e",
+    "idempotency_claim": "15ad11b4f8c9f97ceb024a5c50721c87c6f1c615",
     "idempotency_renew": "bf1f1aa11da32090848525ab1edf40c4c257710b",
     "idempotency_settle": "45e7ae3bdd6e73cf041f3f26bae5bf066fa485c4",
     "latency": "10b18540e06ee25b64b069e2388c8cb69bf80afd",
