@@ -10,6 +10,7 @@ from shared_resilience.claim import Claim, current_claim
 from shared_resilience.codecs import Codec
 from shared_resilience.deadline import Deadline, deadline, deadline_from, deadline_headers, remaining
 from shared_resilience.decision import Decision
+from shared_resilience.decorator import Resilient, get_resilience_service, resilient
 from shared_resilience.errors import (
     BulkheadFullError,
     CircuitBreakerOpenError,
@@ -33,6 +34,7 @@ from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.leaky_bucket import LeakyBucket
 from shared_resilience.permit import Permit
 from shared_resilience.permits import AsyncPermits, Permits
+from shared_resilience.policy import AsyncPolicy, Policy
 from shared_resilience.priority import PriorityLevel
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.retry_config import Jitter, RetryConfig, RetryStrategy
@@ -52,6 +54,7 @@ __all__ = [
     "AsyncFallbackChain",
     "AsyncIdempotency",
     "AsyncPermits",
+    "AsyncPolicy",
     "AsyncRateLimiter",
     "AsyncResilienceService",
     "AsyncRetryBudget",
@@ -82,11 +85,13 @@ __all__ = [
     "LeakyBucket",
     "Permit",
     "Permits",
+    "Policy",
     "PriorityLevel",
     "RateLimitExceeded",
     "RateLimiter",
     "ResilienceError",
     "ResilienceService",
+    "Resilient",
     "RetryBudget",
     "RetryBudgetExhaustedError",
     "RetryConfig",
@@ -103,5 +108,7 @@ __all__ = [
     "deadline",
     "deadline_from",
     "deadline_headers",
+    "get_resilience_service",
     "remaining",
+    "resilient",
 ]

@@ -30,6 +30,8 @@ class Way(Protocol):
     """The way in: the command that asks for a slot, and perhaps for more in the same trip."""
 
     on_outage: OnOutage
+    waits_apart: bool
+    """Whether the time for which limits are waited for is beside that for the slot."""
 
     def command(self, call: Call) -> Command[Entry]:
         """The command that asks for `call`."""
@@ -43,6 +45,8 @@ class Way(Protocol):
 
 class SlotAlone:
     """The way in of a bulkhead without limits."""
+
+    waits_apart = False
 
     def __init__(self, commands: BulkheadCommands, on_outage: OnOutage) -> None:
         self.command = commands.enter
@@ -227,7 +231,10 @@ class Visit:
             place = entry.place or None
             left = end - backend.monotonic()
             if entry.state == "limited":
-                await backend.sleep(self._way.limited(entry, left))
+                seconds = self._way.limited(entry, left)
+                await backend.sleep(seconds)
+                if self._way.waits_apart:
+                    end = min(end + seconds, began + self._until_deadline)
             elif entry.state == "full":
                 return await self._refused(entry, began)
             elif not await self._wait(left):

@@ -59,6 +59,21 @@ def decorated(
     return wrapper
 
 
+def chosen(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an option is for a call: what it returns for the arguments if it is a function, else itself."""
+    return value(*args, **kwargs) if callable(value) else value
+
+
+def name_of(function: Callable[..., object]) -> str:
+    """The module and the qualified name of a function, of what a partial calls, or of the type of another callable."""
+    plain: Any = function
+    while isinstance(plain, partial):
+        plain = plain.func
+    if not hasattr(plain, "__qualname__"):
+        plain = type(plain)
+    return f"{plain.__module__}.{plain.__qualname__}"
+
+
 def mirrors(original: type) -> Callable[[type[T]], type[T]]:
     """A class decorator for the asyncio twin of `original`: each method has the documentation of its namesake."""
 
@@ -66,7 +81,7 @@ def mirrors(original: type) -> Callable[[type[T]], type[T]]:
         twin.__doc__ = f"`{original.__name__}` for asyncio.\n\n{inspect.cleandoc(original.__doc__ or '')}"
         for name, attribute in vars(twin).items():
             namesake = vars(original).get(name)
-            if namesake is not None and namesake.__doc__ and not name.startswith("__"):
+            if namesake is not None and namesake.__doc__ and not name.startswith("_"):
                 documented = attribute.__func__ if isinstance(attribute, classmethod) else attribute
                 documented.__doc__ = namesake.__doc__
         return twin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import cast
 
+from shared_resilience import validation
 from shared_resilience.admission import Admission
 from shared_resilience.backends import Backend, Backends, OnOutage
 from shared_resilience.bulkhead_commands import Call, Entry
@@ -46,9 +47,14 @@ class Composition:
 
 
 class LimitsAndSlot:
-    """The way in for one key and cost; `limits_backend` decides what is asked of the limits alone."""
+    """The way in for one key and cost; `limits_backend` decides what is asked of the limits alone.
 
-    def __init__(self, both: Composition, limits_backend: Backend, key: Key, cost: int) -> None:
+    Limits are waited for during at most `wait` seconds beside the time for the slot; None: within that time.
+    """
+
+    def __init__(
+        self, both: Composition, limits_backend: Backend, key: Key, cost: int, wait: float | None = None
+    ) -> None:
         limiter = self._limiter = both.limiter
         limiter.check_cost(cost)
         self._both, self._bulkhead = both, both.bulkhead
@@ -57,6 +63,8 @@ class LimitsAndSlot:
         self._texts = limiter.keys.texts(key)
         self._held_back = 0
         self.on_outage = both.on_outage
+        self.waits_apart = wait is not None
+        self._wait = 0.0 if wait is None else validation.timeout("wait", wait)
 
     async def enter(self, backend: Backend, priority: PriorityLevel, timeout: float) -> Permit:
         """A permit. Raises `RateLimitExceeded` or `BulkheadFullError`."""
@@ -67,7 +75,7 @@ class LimitsAndSlot:
         if texts in limiter.refusals:
             now = backend.monotonic()
             known = limiter.refusals.find(texts, self._cost, math.inf, held_back, now, exact=True)
-            if known is not None and known.retry_after > min(timeout, remaining()):
+            if known is not None and known.retry_after > self._longest_wait(timeout):
                 raise limiter.exceeded(texts, known)
         return await self._bulkhead.enter(backend, priority, timeout, self)
 
@@ -87,19 +95,25 @@ class LimitsAndSlot:
         """As `Way.limited`. Raises `RateLimitExceeded`."""
         decision = cast("Answer", entry.answer).decision
         self._limiter.remember(self._texts, self._cost, math.inf, self._held_back, decision)
-        if decision.retry_after > left or decision.retry_after == math.inf:
+        if decision.retry_after > self._longest_wait(left) or decision.retry_after == math.inf:
             raise self._limiter.exceeded(self._texts, decision)
+        self._wait -= decision.retry_after
         return decision.retry_after
 
     def passed(self, entry: Entry) -> None:
         """As `Way.passed`."""
         self._limiter.note(cast("Answer", entry.answer).decision, self._texts)
 
+    def _longest_wait(self, left: float) -> float:
+        """For how long limits may be waited for, if `left` seconds are left for the slot."""
+        return min(self._wait if self.waits_apart else left, remaining())
+
     async def _enter_apart(self, backend: Backend, priority: PriorityLevel, timeout: float) -> Permit:
-        end = backend.monotonic() + timeout
-        reserved = await Reserved.of(self._limiter, self._backend, self._key, self._cost, timeout, priority)
+        began, wait = backend.monotonic(), self._wait if self.waits_apart else timeout
+        reserved = await Reserved.of(self._limiter, self._backend, self._key, self._cost, wait, priority)
         try:
-            permit = await self._bulkhead.enter(backend, priority, max(0.0, end - backend.monotonic()))
+            waited = 0.0 if self.waits_apart else backend.monotonic() - began
+            permit = await self._bulkhead.enter(backend, priority, max(0.0, timeout - waited))
         except Exception:
             await reserved.settle(self._backend, 0)
             raise
@@ -127,14 +141,16 @@ class Permits:
         cost: int = 1,
         priority: PriorityLevel = PriorityLevel.NORMAL,
         timeout: float | None = None,
+        wait: float | None = None,
     ) -> SlotGuard:
         """A context manager that takes `cost` of all limits for `key` and a slot, all or nothing; `as` gives `Permit`.
 
-        Waits for at most `timeout` seconds (None: as the bulkhead is configured) for both. Whoever waits for a slot has
-        been charged nothing. Raises `ValueError` for wrong arguments; entering raises `BulkheadFullError`, or
+        Waits for at most `timeout` seconds (None: as the bulkhead is configured) for both; with `wait`, the limits are
+        waited for during at most so many seconds, beside the time for the slot. Whoever waits for a slot has been
+        charged nothing. Raises `ValueError` for wrong arguments; entering raises `BulkheadFullError`, or
         `RateLimitExceeded` as soon as a limit refuses for longer than there is time.
         """
-        way = LimitsAndSlot(self._both, self._limits_backend, key, cost)
+        way = LimitsAndSlot(self._both, self._limits_backend, key, cost, wait)
         return SlotGuard(way, self._both.bulkhead, self._slots_backend, priority, timeout)
 
 
@@ -154,6 +170,7 @@ class AsyncPermits:
         cost: int = 1,
         priority: PriorityLevel = PriorityLevel.NORMAL,
         timeout: float | None = None,
+        wait: float | None = None,
     ) -> AsyncSlotGuard:
-        way = LimitsAndSlot(self._both, self._limits_backend, key, cost)
+        way = LimitsAndSlot(self._both, self._limits_backend, key, cost, wait)
         return AsyncSlotGuard(way, self._both.bulkhead, self._slots_backend, priority, timeout)

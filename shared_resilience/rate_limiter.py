@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from shared_resilience import validation
 from shared_resilience.backends import Backend, Backends, step
 from shared_resilience.decision import Decision
-from shared_resilience.functions import is_coroutine_function, mirrors
+from shared_resilience.functions import chosen, is_coroutine_function, mirrors
 from shared_resilience.limiter import Limiter
 from shared_resilience.limiter_keys import Key
 from shared_resilience.priority import PriorityLevel, priority_of
@@ -36,10 +36,8 @@ def decorate(
         priority_of(priority)
 
     def entry(backend: Backend, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Decision]:
-        its_key = key(*args, **kwargs) if callable(key) else key
-        its_cost = cost(*args, **kwargs) if callable(cost) else cost
-        its_priority = priority(*args, **kwargs) if callable(priority) else priority
-        return core.acquire(backend, its_key, its_cost, patience, its_priority)
+        its_key, its_cost = chosen(key, args, kwargs), chosen(cost, args, kwargs)
+        return core.acquire(backend, its_key, its_cost, patience, chosen(priority, args, kwargs))
 
     if is_coroutine_function(function):
         suspending = backends.suspending

@@ -22,6 +22,8 @@ from shared_resilience.idempotency import AsyncIdempotency, Idempotency
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.limits import Limit
 from shared_resilience.permits import AsyncPermits, Permits
+from shared_resilience.plan import Parts, Plan
+from shared_resilience.policy import AsyncPolicy, Policy
 from shared_resilience.priority import Reserved
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.retry_config import RetryConfig
@@ -180,6 +182,24 @@ class ResilienceService(_Service):
         core = self._runtime.permits(name)
         return Permits(core, self._runtime.backends, self._runtime.backends_of(core.bulkhead))
 
+    def policy(self, name: str, **parts: Unpack[Parts]) -> Policy:
+        """Several components around one function: `call`, `protect` and `guard` of the policy, each part optional.
+
+        From the outside in: `fallback_chain` (the function is its first level), `deadline` in seconds,
+        `idempotency_key` with `idempotency_config`, `retry_config`, `circuit_breaker_config` or `circuit_breaker_name`
+        or both, `rate_limits` and `bulkhead_config` in one trip, `timeout_config`. All parts are called `name`, but for
+        the chain and a circuit breaker with a name of its own; parts of the same name share their state.
+
+        `wait` (0) is for how many seconds limits may be waited for (None: as long as it takes); a slot of the bulkhead,
+        for as long as that is configured. `key` (""), `cost` (1) and `priority` are those of the limits and the
+        bulkhead: each a value, or a function of the arguments of the call, as `idempotency_key` is (of a method, `self`
+        is the first).
+
+        Raises `ValueError` for a wrong part, without any, and, as soon as it is used, for a part that exists with
+        another configuration.
+        """
+        return Policy(Plan(name, **parts), lambda: self._runtime)
+
     def set_override(self, name: str, field: str, number: float) -> None:
         """Changes a number of a resource for the whole fleet, without a restart, until it is cleared.
 
@@ -267,6 +287,9 @@ class AsyncResilienceService(_Service):
     def permits(self, name: str) -> AsyncPermits:
         core = self._runtime.permits(name)
         return AsyncPermits(core, self._runtime.backends, self._runtime.backends_of(core.bulkhead))
+
+    def policy(self, name: str, **parts: Unpack[Parts]) -> AsyncPolicy:
+        return AsyncPolicy(Plan(name, **parts), lambda: self._runtime)
 
     async def set_override(self, name: str, field: str, number: float) -> None:
         await self._runtime.override(self._runtime.backends.suspending, name, field, number)

@@ -35,6 +35,7 @@ from shared_resilience import (
     scripts,
 )
 from shared_resilience.circuit_breaker import AsyncGuard, Guard
+from shared_resilience.policy import AsyncPolicy, AsyncPolicyGuard, Policy, PolicyGuard
 from shared_resilience.reservation import AsyncReservation, Reservation
 from shared_resilience.slot_guard import AsyncSlotGuard, SlotGuard
 
@@ -47,6 +48,8 @@ TWINS = [
     (CircuitBreaker, AsyncCircuitBreaker),
     (Guard, AsyncGuard),
     (Permits, AsyncPermits),
+    (Policy, AsyncPolicy),
+    (PolicyGuard, AsyncPolicyGuard),
     (RateLimiter, AsyncRateLimiter),
     (Reservation, AsyncReservation),
     (ResilienceService, AsyncResilienceService),
@@ -150,7 +153,12 @@ LAYERS = [
     },
     {"permits"},
     {"runtime"},
+    {"plan"},
+    {"cores"},
+    {"layers"},
+    {"policy"},
     {"service"},
+    {"decorator"},
     {"cli", "demo", "__main__"},
 ]
 
