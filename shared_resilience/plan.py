@@ -20,6 +20,14 @@ from shared_resilience.timeout_config import TimeoutConfig
 
 Chain = Union[FallbackChain, AsyncFallbackChain]  # noqa: UP007  # an alias that stubs and tools can read
 
+CONFIGS: dict[str, type] = {
+    "circuit_breaker_config": CircuitBreakerConfig,
+    "retry_config": RetryConfig,
+    "bulkhead_config": BulkheadConfig,
+    "timeout_config": TimeoutConfig,
+    "idempotency_config": IdempotencyConfig,
+}
+
 
 class Parts(TypedDict, total=False):
     """The parts of a policy; `ResilienceService.policy` says what they mean."""
@@ -62,11 +70,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         validation.text("name", self.name)
-        object.__setattr__(self, "rate_limits", tuple(self.rate_limits))
-        if self.circuit_breaker_name is not None:
-            validation.text("circuit_breaker_name", self.circuit_breaker_name)
-        if self.fallback_chain is not None and not isinstance(self.fallback_chain, FallbackChain | AsyncFallbackChain):
-            raise validation.wrong("fallback_chain", self.fallback_chain, "what get_or_create_fallback_chain returns")
+        self._check_parts()
         if self.deadline is not None:
             validation.number("deadline", self.deadline, 0.001, LONGEST)
         validation.timeout("wait", self.wait)
@@ -80,6 +84,20 @@ class Plan:
             priority_of(self.priority)
         if not any(self.parts()):
             raise ValueError(f"policy {self.name!r} has no part: give it rate_limits, retry_config or another")
+
+    def _check_parts(self) -> None:
+        limits = self.rate_limits
+        if not isinstance(limits, tuple | list) or not all(isinstance(one, Limit) for one in limits):
+            raise validation.wrong("rate_limits", limits, "a list of limits, such as [TokenBucket(100, 50)]")
+        object.__setattr__(self, "rate_limits", tuple(limits))
+        for field, kind in CONFIGS.items():
+            config = getattr(self, field)
+            if config is not None and not isinstance(config, kind):
+                raise validation.wrong(field, config, f"a {kind.__name__}")
+        if self.circuit_breaker_name is not None:
+            validation.text("circuit_breaker_name", self.circuit_breaker_name)
+        if self.fallback_chain is not None and not isinstance(self.fallback_chain, FallbackChain | AsyncFallbackChain):
+            raise validation.wrong("fallback_chain", self.fallback_chain, "what get_or_create_fallback_chain returns")
 
     @property
     def breaker_name(self) -> str:
