@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, Union
 
@@ -32,7 +32,7 @@ CONFIGS: dict[str, type] = {
 class Parts(TypedDict, total=False):
     """The parts of a policy; `ResilienceService.policy` says what they mean."""
 
-    rate_limits: tuple[Limit, ...] | list[Limit]
+    rate_limits: Sequence[Limit]
     circuit_breaker_name: str | None
     circuit_breaker_config: CircuitBreakerConfig | None
     retry_config: RetryConfig | None
@@ -53,7 +53,7 @@ class Plan:
     """The parts of one policy, checked. Raises `ValueError` for a wrong value, and if there is no part at all."""
 
     name: str
-    rate_limits: tuple[Limit, ...] | list[Limit] = ()
+    rate_limits: Sequence[Limit] = ()
     circuit_breaker_name: str | None = None
     circuit_breaker_config: CircuitBreakerConfig | None = None
     retry_config: RetryConfig | None = None
@@ -87,7 +87,7 @@ class Plan:
 
     def _check_parts(self) -> None:
         limits = self.rate_limits
-        if not isinstance(limits, tuple | list) or not all(isinstance(one, Limit) for one in limits):
+        if not isinstance(limits, Sequence) or not all(isinstance(one, Limit) for one in limits):
             raise validation.wrong("rate_limits", limits, "a list of limits, such as [TokenBucket(100, 50)]")
         object.__setattr__(self, "rate_limits", tuple(limits))
         for field, kind in CONFIGS.items():
