@@ -29,6 +29,10 @@ from shared_resilience.events import Event
 from shared_resilience.fallback import FallbackResult
 from shared_resilience.fallback_chain import AsyncFallbackChain, FallbackChain
 from shared_resilience.fallback_config import FallbackConfig, FallbackLevel
+from shared_resilience.fleet import Worker
+from shared_resilience.health import Health, HealthCheckResult
+from shared_resilience.health_checker import AsyncHealthChecker, HealthChecker
+from shared_resilience.health_config import HealthCheckConfig, HealthCheckType
 from shared_resilience.idempotency import AsyncIdempotency, Idempotency
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.leaky_bucket import LeakyBucket
@@ -43,8 +47,9 @@ from shared_resilience.service import AsyncResilienceService, ResilienceService
 from shared_resilience.sliding_window import SlidingWindow
 from shared_resilience.timeout_config import TimeoutConfig
 from shared_resilience.token_bucket import TokenBucket
+from shared_resilience.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AdaptiveTimeout",
@@ -52,6 +57,7 @@ __all__ = [
     "AsyncBulkhead",
     "AsyncCircuitBreaker",
     "AsyncFallbackChain",
+    "AsyncHealthChecker",
     "AsyncIdempotency",
     "AsyncPermits",
     "AsyncPolicy",
@@ -78,6 +84,11 @@ __all__ = [
     "FallbackExhaustedError",
     "FallbackLevel",
     "FallbackResult",
+    "Health",
+    "HealthCheckConfig",
+    "HealthCheckResult",
+    "HealthCheckType",
+    "HealthChecker",
     "Idempotency",
     "IdempotencyConfig",
     "IdempotencyConflictError",
@@ -104,6 +115,7 @@ __all__ = [
     "TimeoutConfig",
     "Timeouts",
     "TokenBucket",
+    "Worker",
     "current_claim",
     "deadline",
     "deadline_from",

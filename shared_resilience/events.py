@@ -17,6 +17,7 @@
 | `fallback.not_kept` | a value could not be kept as the last good one | why |
 | `idempotency.taken_over` | a key was claimed whose holder has let its lease run out | key, fencing |
 | `idempotency.refused` | a call was not made, since its key is in use | key, reason |
+| `health.down`, `health.up` | a health check became unhealthy or healthy | check_type, error |
 | `idempotency.lost` | a lease ran out under a call that still ran, and another has taken its key over | key, fencing |
 | `idempotency.untold` | Redis could not be told yet how a call has ended | key, error |
 | `override.ignored` | an override is no number in its range; once per process and field | field |

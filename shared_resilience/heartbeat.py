@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
+from shared_resilience.fleet import Roll
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.noted import Noted
 from shared_resilience.overrides import Overrides
+from shared_resilience.roster import sight, time_to_live
 
 INTERVAL = 1.0
 FLEET_BEATS_PER_SECOND = 1000
@@ -90,7 +92,9 @@ class Heartbeat:
     """When the next heartbeat is due, what it sends, and what it brought back."""
 
     def __init__(self, prefix: str, worker_id: str) -> None:
-        self._fleet_key = f"{prefix}:fleet"
+        self.roll = Roll(prefix)
+        self.whole_fleet = Resource(prefix, "fleet")
+        """Stands for what is asked of no resource."""
         self._resources_key = f"{prefix}:resources"
         self._resources: dict[str, Resource] = {}
         self._prefix = prefix
@@ -122,24 +126,32 @@ class Heartbeat:
         with self._lock:
             if now < self._next and not force:
                 return None
-            interval = max(INTERVAL, (self.fleet_size or 1) / FLEET_BEATS_PER_SECOND)
+            interval = self._interval()
             self._next = now + interval
-            horizon_us = int(max(LIVE_AT_LEAST, LIVE_FOR_INTERVALS * interval) * 1e6)
+            horizon_us = self._horizon_us(interval)
             used = [r for r in self._resources.values() if now - r.last_used <= USED_WITHIN]
-        return Beat(self, used, horizon_us, self._fleet_key, self._resources_key)
+        return Beat(self, used, horizon_us, self._resources_key)
+
+    def enlist(self) -> Command[Reply]:
+        """The command that says that this process is alive."""
+        return self.roll.enlist(self.worker_id, self._horizon_us(self._interval()))
+
+    def _interval(self) -> float:
+        return max(INTERVAL, (self.fleet_size or 1) / FLEET_BEATS_PER_SECOND)
+
+    def _horizon_us(self, interval: float) -> int:
+        return int(max(LIVE_AT_LEAST, LIVE_FOR_INTERVALS * interval) * 1e6)
 
 
 class Beat:
     """One heartbeat on its way: the commands, and what to do with their replies or their loss."""
 
-    def __init__(
-        self, heartbeat: Heartbeat, resources: list[Resource], horizon_us: int, fleet_key: str, resources_key: str
-    ) -> None:
+    def __init__(self, heartbeat: Heartbeat, resources: list[Resource], horizon_us: int, resources_key: str) -> None:
         self._heartbeat = heartbeat
         self.resources = resources
         self._pending = [resource.take_pending() for resource in resources]
         worker = heartbeat.worker_id
-        self.commands: list[Command[Any]] = [Command(ENROL, (fleet_key,), (horizon_us, worker))]
+        self.commands: list[Command[Any]] = [heartbeat.roll.enlist(worker, horizon_us)]
         if resources:
             names = tuple(resource.keys.name for resource in resources)
             self.commands.append(Command(ENROL, (resources_key,), (DAY_MS * 1000, *names)))
@@ -194,7 +206,7 @@ def beat(states: tuple[State, ...], now: int, worker: str, horizon: int, fields:
     """Twin of `heartbeat.lua`."""
     workers, config, stats, stored = states
     last_field = 2 * fields
-    workers = _sight(workers, now, horizon, (worker,))
+    workers = sight(workers, now, horizon, (worker,))
     config = {**_hash(config), **dict(zip(rest[:last_field:2], rest[1:last_field:2], strict=True))}
     stats = dict(_hash(stats))
     for field, increment in zip(rest[last_field::2], rest[last_field + 1 :: 2], strict=True):
@@ -204,27 +216,17 @@ def beat(states: tuple[State, ...], now: int, worker: str, horizon: int, fields:
     changes = [item for pair in overrides.fields.items() for item in pair]
     reply = (len(workers), overrides.paused(now), len(stats), *counters, *changes)
     states = (workers, config or None, stats or None, overrides.stored)
-    return Step(states, (_ttl(horizon), DAY_MS, DAY_MS, overrides.ttl), reply)
+    return Step(states, (time_to_live(horizon), DAY_MS, DAY_MS, overrides.ttl), reply)
 
 
 def enrol(states: tuple[State, ...], now: int, horizon: int, *members: str) -> Step:
     """Twin of `heartbeat_roster.lua`."""
-    roster = _sight(states[0], now, horizon, members)
-    return Step((roster,), (_ttl(horizon),), (len(roster),))
-
-
-def _sight(roster: State, now: int, horizon: int, members: Sequence[str]) -> dict[str, int]:
-    known = cast("Mapping[str, int]", roster or {})
-    seen = {**known, **dict.fromkeys(members, now)}
-    return {member: time for member, time in seen.items() if now - horizon <= time <= now}
+    roster = sight(states[0], now, horizon, members)
+    return Step((roster,), (time_to_live(horizon),), (len(roster),))
 
 
 def _hash(state: State) -> Mapping[int | str, int | str]:
     return cast("Mapping[int | str, int | str]", state or {})
-
-
-def _ttl(horizon: int) -> int:
-    return max(1000, -(-horizon // 1000))
 
 
 BEAT: Operation[Reply] = Operation("heartbeat", beat, _as_sent)

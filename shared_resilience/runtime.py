@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NoReturn, TypedDict, TypeVar, cast
-
-import redis
-from redis import asyncio as async_redis
+from typing import Any, TypeVar, cast
 
 from shared_resilience import validation
 from shared_resilience.admission import Admission
-from shared_resilience.backends import ON_OUTAGE, Backend, Backends, OnOutage
-from shared_resilience.backends.clients import OwnClients, client_identity
-from shared_resilience.backends.clock import Clock
-from shared_resilience.backends.fallback import AsyncFallbackBackend, FallbackBackend
+from shared_resilience.backends import Backend, Backends
 from shared_resilience.backends.local import AsyncLocalBackend, LocalBackend
-from shared_resilience.backends.process import Component, Process, shared_process
-from shared_resilience.backends.redis import RedisStore, Wire
-from shared_resilience.backends.wires import ClusterWire, PoolWire
-from shared_resilience.backends.wires_async import AsyncClusterWire, AsyncPoolWire, OwnPools, UsersPool
+from shared_resilience.backends.process import Component, Process
 from shared_resilience.breaker import Breaker
 from shared_resilience.bulkhead_config import BulkheadConfig
+from shared_resilience.checkup import Checkup, checkups_of
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.claims import Claims
 from shared_resilience.commands import Command
 from shared_resilience.errors import ResilienceError
-from shared_resilience.events import Listener
 from shared_resilience.fallback import Fallback
 from shared_resilience.fallback_config import FallbackConfig
+from shared_resilience.fleet import Worker
+from shared_resilience.health import DOWN, UP, Health, HealthCheckResult, overall
+from shared_resilience.health_config import HealthCheckConfig, HealthCheckType
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.latency import Latency
 from shared_resilience.limit_commands import OVERRIDE
 from shared_resilience.limiter import Limiter
 from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.limits import Limit
+from shared_resilience.options import CheckedOptions
 from shared_resilience.overrides import override_text
 from shared_resilience.permits import Composition
 from shared_resilience.retries import Retries
@@ -51,54 +46,14 @@ SECTIONS = {
     "adaptive_timeout": "adaptive_timeouts",
     "fallback_chain": "fallback_chains",
     "idempotency": "idempotency",
+    "health_checker": "health_checkers",
 }
 """Kinds of components, and what statistics call them."""
 
+UNCHECKED = HealthCheckResult(False, error="it has not been checked yet")
+
 G = TypeVar("G")
 C = TypeVar("C", bound=Component)
-
-
-class Options(TypedDict, total=False):
-    """The options of a service; `ResilienceService` says what they mean."""
-
-    prefix: str
-    on_outage: OnOutage | None
-    expected_workers: int | None
-    command_timeout: float
-    connect_timeout: float
-    sync_interval: float
-    worker_id: str | None
-    listeners: Iterable[Listener]
-
-
-class CheckedOptions:
-    """Options, complete. Raises `ValueError` for a wrong one and `TypeError` for one that does not exist."""
-
-    def __init__(
-        self,
-        prefix: str = "sr",
-        on_outage: OnOutage | None = None,
-        expected_workers: int | None = None,
-        command_timeout: float = 0.1,
-        connect_timeout: float = 2.0,
-        sync_interval: float = 0.1,
-        worker_id: str | None = None,
-        listeners: Iterable[Listener] = (),
-    ) -> None:
-        self.prefix = validation.prefix("prefix", prefix)
-        if on_outage is not None:
-            validation.choice("on_outage", on_outage, ON_OUTAGE)
-        if expected_workers is not None:
-            validation.count("expected_workers", expected_workers)
-        if worker_id is not None:
-            validation.text("worker_id", worker_id)
-        self.on_outage = on_outage
-        self.expected_workers = expected_workers
-        self.worker_id = worker_id
-        self.command_timeout = validation.number("command_timeout", command_timeout, 0.001, 3600)
-        self.connect_timeout = validation.number("connect_timeout", connect_timeout, 0.001, 3600)
-        self.sync_interval = validation.number("sync_interval", sync_interval, 0.001, 60)
-        self.listeners = tuple(listeners)
 
 
 class Runtime:
@@ -172,6 +127,12 @@ class Runtime:
 
         return self._component("idempotency", name, IdempotencyConfig, config, make)
 
+    def checkup(self, name: str, config: HealthCheckConfig | None) -> Checkup:
+        """The health check `name` of this process."""
+        return self._component(
+            "health_checker", name, HealthCheckConfig, config, lambda chosen: Checkup(name, chosen, self.process)
+        )
+
     def _component(self, kind: str, name: str, of: type[G], config: G | None, make: Callable[[G], C]) -> C:
         if config is not None and not isinstance(config, of):
             raise validation.wrong("config", config, f"a {of.__name__}")
@@ -214,6 +175,39 @@ class Runtime:
         known = {**resource.overrides, field: text}
         resource.overrides = {known_field: value for known_field, value in known.items() if value}
 
+    async def workers(self, backend: Backend) -> list[Worker]:
+        """Who is alive, this process being so."""
+        heartbeat = self.process.heartbeat
+        await backend.run(heartbeat.enlist(), heartbeat.whole_fleet)
+        return await backend.run(heartbeat.roll.workers(), heartbeat.whole_fleet)
+
+    async def health(self, backend: Backend, check_type: HealthCheckType) -> Health:
+        """What all checks of a type say, and, where it is to be ready, whether Redis decides."""
+        if not isinstance(check_type, HealthCheckType):
+            raise validation.wrong("check_type", check_type, "a HealthCheckType")
+        cores = [core for core in checkups_of(self.process) if check_type.includes(core.config.check_type)]
+        for core in cores:
+            core.revive(backend)
+        due = [core for core in cores if core.check is not None and not (core.in_background and core.latest)]
+        await backend.together([core.ask(backend) for core in due])
+        parts = [(core.healthy, core.config.critical) for core in cores]
+        checks = {core.name: core.latest or UNCHECKED for core in cores}
+        if check_type.includes(HealthCheckType.READINESS):
+            store = await self._store_check(backend)
+            parts.append((store.healthy, False))  # without it, this process decides alone
+            checks.setdefault("store", store)
+        status = overall(parts) if parts else UP
+        return Health(status != DOWN, status, checks)
+
+    async def _store_check(self, backend: Backend) -> HealthCheckResult:
+        began, at, error = time.perf_counter(), time.time(), None
+        try:
+            await backend.check()
+        except ResilienceError as refused:
+            error = f"{type(refused).__name__}: {refused}"
+        details = {"decided_by": backend.source() if error is None else "local"}
+        return HealthCheckResult(error is None, time.perf_counter() - began, details, error, at)
+
     async def close(self, backend: Backend) -> None:
         """Gives back and reports what this process holds, then closes what `backend` has opened."""
         for core in list(self.process.components.values()):
@@ -233,68 +227,3 @@ class Runtime:
             "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
             **sections,
         }
-
-
-def local_runtime(clock: Clock | None, options: CheckedOptions) -> Runtime:
-    """Without Redis: decisions of this process alone."""
-    process = Process(options.prefix, options.worker_id, clock)
-    backends = Backends(lambda: LocalBackend(process), lambda: AsyncLocalBackend(process))
-    return Runtime(process, backends, options)
-
-
-def own_runtime(url: str, options: CheckedOptions) -> Runtime:
-    """With clients of our own; connections are made when they are first needed."""
-    clients = OwnClients(url, options.command_timeout, options.connect_timeout)
-    process = shared_process(clients.identity, options.prefix, options.worker_id)
-    pool, async_pools = clients.pool(), OwnPools(clients.async_pool)
-    backends = Backends(
-        lambda: _blocking(process, PoolWire(pool, options.command_timeout, theirs=False), options),
-        lambda: _suspending(process, AsyncPoolWire(async_pools, options.command_timeout), options),
-    )
-    return Runtime(process, backends, options)
-
-
-def users_runtime(client: Any, async_client: Any, options: CheckedOptions) -> Runtime:
-    """With the user's clients, which stay theirs to close."""
-    _expect(client, "client", redis.Redis, redis.RedisCluster)
-    _expect(async_client, "async_client", async_redis.Redis, async_redis.RedisCluster)
-    if client is None and async_client is None:
-        raise TypeError("pass a client of redis-py, or use from_url() or local()")
-    given = client if client is not None else async_client
-    process = shared_process(client_identity(given), options.prefix, options.worker_id)
-    patience = options.command_timeout
-
-    def blocking() -> Backend:
-        if client is None:
-            _missing("client=", "a redis.Redis or redis.RedisCluster", "synchronous calls")
-        cluster = isinstance(client, redis.RedisCluster)
-        return _blocking(
-            process, ClusterWire(client) if cluster else PoolWire(client.connection_pool, patience, True), options
-        )
-
-    def suspending() -> Backend:
-        if async_client is None:
-            _missing("async_client=", "a redis.asyncio.Redis or RedisCluster", "asyncio")
-        if isinstance(async_client, async_redis.RedisCluster):
-            return _suspending(process, AsyncClusterWire(async_client, patience), options)
-        return _suspending(process, AsyncPoolWire(UsersPool(async_client.connection_pool), patience), options)
-
-    return Runtime(process, Backends(blocking, suspending), options)
-
-
-def _blocking(process: Process, wire: Wire, options: CheckedOptions) -> Backend:
-    return FallbackBackend(process, RedisStore(wire), options.expected_workers)
-
-
-def _suspending(process: Process, wire: Wire, options: CheckedOptions) -> Backend:
-    return AsyncFallbackBackend(process, RedisStore(wire), options.expected_workers)
-
-
-def _expect(client: object, field: str, *kinds: type) -> None:
-    if client is not None and not isinstance(client, kinds):
-        names = " or ".join(f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}" for kind in kinds)
-        raise TypeError(f"{field} is a {type(client).__module__}.{type(client).__name__}, but must be a {names}")
-
-
-def _missing(argument: str, kind: str, purpose: str) -> NoReturn:
-    raise TypeError(f"{purpose} needs {argument} ({kind}); from_url() makes both clients")

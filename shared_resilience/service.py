@@ -5,19 +5,19 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-import redis
-from redis import asyncio as async_redis
-
 from shared_resilience.adaptive_timeout import AdaptiveTimeout, AsyncAdaptiveTimeout
 from shared_resilience.backends import OnOutage, step
-from shared_resilience.backends.clock import Clock
 from shared_resilience.bulkhead import AsyncBulkhead, Bulkhead
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.fallback_chain import AsyncFallbackChain, FallbackChain
 from shared_resilience.fallback_config import FallbackConfig
+from shared_resilience.fleet import Worker
 from shared_resilience.functions import mirrors
+from shared_resilience.health import Health
+from shared_resilience.health_checker import AsyncHealthChecker, HealthChecker
+from shared_resilience.health_config import HealthCheckConfig, HealthCheckType
 from shared_resilience.idempotency import AsyncIdempotency, Idempotency
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.limits import Limit
@@ -28,40 +28,11 @@ from shared_resilience.priority import Reserved
 from shared_resilience.rate_limiter import AsyncRateLimiter, RateLimiter
 from shared_resilience.retry_config import RetryConfig
 from shared_resilience.retry_manager import AsyncRetryManager, RetryManager
-from shared_resilience.runtime import CheckedOptions, Options, Runtime, local_runtime, own_runtime, users_runtime
+from shared_resilience.runtimes import OfRuntime
 from shared_resilience.timeout_config import TimeoutConfig
 
 
-class _Service:
-    """How a service is made, in either form."""
-
-    def __init__(
-        self,
-        client: redis.Redis | redis.RedisCluster | None = None,
-        *,
-        async_client: async_redis.Redis | async_redis.RedisCluster | None = None,
-        **options: Unpack[Options],
-    ) -> None:
-        self._runtime = users_runtime(client, async_client, CheckedOptions(**options))
-
-    @classmethod
-    def from_url(cls, url: str, **options: Unpack[Options]) -> Self:
-        """A service with clients of its own for `redis://`, `rediss://` or `unix://`."""
-        return cls._of(own_runtime(url, CheckedOptions(**options)))
-
-    @classmethod
-    def local(cls, clock: Clock | None = None, **options: Unpack[Options]) -> Self:
-        """A service without Redis: this process alone, by the same rules. For tests, with a clock of their own."""
-        return cls._of(local_runtime(clock, CheckedOptions(**options)))
-
-    @classmethod
-    def _of(cls, runtime: Runtime) -> Self:
-        service = cls.__new__(cls)
-        service._runtime = runtime
-        return service
-
-
-class ResilienceService(_Service):
+class ResilienceService(OfRuntime):
     """Components that a fleet of processes shares through one Redis.
 
     `client` and `async_client` are clients of redis-py, for one server or a cluster; their pools are used, never their
@@ -174,6 +145,13 @@ class ResilienceService(_Service):
         """
         return Idempotency(self._runtime.claims(name, config), self._runtime.backends)
 
+    def get_or_create_health_checker(self, name: str, config: HealthCheckConfig | None = None) -> HealthChecker:
+        """The health checker `name`; made by the first call, by default with `HealthCheckConfig()`.
+
+        Raises `ValueError` for a configuration other than that of the checker that exists.
+        """
+        return HealthChecker(self._runtime.checkup(name, config), self._runtime.backends)
+
     def permits(self, name: str) -> Permits:
         """The rate limiter and the bulkhead of the resource `name`, entered together.
 
@@ -217,6 +195,22 @@ class ResilienceService(_Service):
         step(self._runtime.backends.blocking.refresh())
         return self._runtime.stats()
 
+    def health(self, check_type: HealthCheckType = HealthCheckType.READINESS) -> Health:
+        """How this process is: all checks of `check_type` and of the cheaper types, made now and at the same time.
+
+        Those that are made in the background tell what they found last. READINESS and DEEP also tell in "store" whether
+        Redis decides: if not, the process is degraded, for it goes on alone. A failure within the grace of a check
+        shows in its result, not in the status.
+        """
+        return step(self._runtime.health(self._runtime.backends.blocking, check_type))
+
+    def fleet(self) -> list[Worker]:
+        """The processes that were seen in the last seconds, this one among them, the last seen first.
+
+        Seen are those that make calls or check their health. While Redis is away: this process alone.
+        """
+        return step(self._runtime.workers(self._runtime.backends.blocking))
+
     def check(self) -> None:
         """Asks Redis now. Raises `StoreUnavailableError` or `StoreConfigurationError` if it cannot decide."""
         step(self._runtime.backends.blocking.check())
@@ -235,7 +229,7 @@ class ResilienceService(_Service):
 
 
 @mirrors(ResilienceService)
-class AsyncResilienceService(_Service):
+class AsyncResilienceService(OfRuntime):
     def get_or_create_rate_limiter(
         self,
         name: str,
@@ -284,6 +278,9 @@ class AsyncResilienceService(_Service):
     def get_or_create_idempotency(self, name: str, config: IdempotencyConfig | None = None) -> AsyncIdempotency:
         return AsyncIdempotency(self._runtime.claims(name, config), self._runtime.backends)
 
+    def get_or_create_health_checker(self, name: str, config: HealthCheckConfig | None = None) -> AsyncHealthChecker:
+        return AsyncHealthChecker(self._runtime.checkup(name, config), self._runtime.backends)
+
     def permits(self, name: str) -> AsyncPermits:
         core = self._runtime.permits(name)
         return AsyncPermits(core, self._runtime.backends, self._runtime.backends_of(core.bulkhead))
@@ -300,6 +297,12 @@ class AsyncResilienceService(_Service):
     async def get_comprehensive_stats(self) -> dict[str, Any]:
         await self._runtime.backends.suspending.refresh()
         return self._runtime.stats()
+
+    async def health(self, check_type: HealthCheckType = HealthCheckType.READINESS) -> Health:
+        return await self._runtime.health(self._runtime.backends.suspending, check_type)
+
+    async def fleet(self) -> list[Worker]:
+        return await self._runtime.workers(self._runtime.backends.suspending)
 
     async def check(self) -> None:
         await self._runtime.backends.suspending.check()

@@ -24,7 +24,9 @@ from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.backends.wires_async import AsyncPoolWire, OwnPools
-from shared_resilience.runtime import CheckedOptions, Runtime, local_runtime
+from shared_resilience.options import CheckedOptions
+from shared_resilience.runtime import Runtime
+from shared_resilience.runtimes import local_runtime
 from shared_resilience.service import AsyncResilienceService, ResilienceService
 from shared_resilience.testing import ManualClock
 

@@ -33,7 +33,8 @@ from shared_resilience.backends.attendant import ThreadAttendant
 from shared_resilience.backends.faults import StoreError
 from shared_resilience.bulkhead_commands import Call
 from shared_resilience.holdings import TURN
-from shared_resilience.runtime import CheckedOptions, local_runtime
+from shared_resilience.options import CheckedOptions
+from shared_resilience.runtimes import local_runtime
 from shared_resilience.testing import ManualClock
 
 CALLERS = ("bulkhead_enter", "bulkhead_leave")

@@ -16,7 +16,8 @@ from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
 from shared_resilience.limit_commands import LimitCommands
 from shared_resilience.limits import Limit
-from shared_resilience.runtime import CheckedOptions, Runtime
+from shared_resilience.options import CheckedOptions
+from shared_resilience.runtime import Runtime
 from shared_resilience.testing import ManualClock
 
 EACH_KIND: list[Limit] = [

@@ -29,7 +29,8 @@ from shared_resilience.backends.local import LocalBackend
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.tickets import TaskTicket
 from shared_resilience.leases import Leases
-from shared_resilience.runtime import CheckedOptions, Runtime
+from shared_resilience.options import CheckedOptions
+from shared_resilience.runtime import Runtime
 from shared_resilience.testing import ManualClock
 
 SLOW = 0.001

@@ -15,7 +15,8 @@ from servers import poll
 
 from shared_resilience import RateLimitExceeded, ResilienceService, TokenBucket
 from shared_resilience.lines import Lines
-from shared_resilience.runtime import CheckedOptions, local_runtime
+from shared_resilience.options import CheckedOptions
+from shared_resilience.runtimes import local_runtime
 from shared_resilience.testing import ManualClock
 
 PATIENCE = 10.0

@@ -19,7 +19,8 @@ from shared_resilience.backends.fallback import FallbackBackend
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.backends.wires import PoolWire
-from shared_resilience.runtime import CheckedOptions, Runtime
+from shared_resilience.options import CheckedOptions
+from shared_resilience.runtime import Runtime
 from shared_resilience.testing import ManualClock
 
 

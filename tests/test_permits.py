@@ -28,7 +28,8 @@ from shared_resilience import (
 )
 from shared_resilience.backends import step
 from shared_resilience.limits import Limit
-from shared_resilience.runtime import CheckedOptions, local_runtime
+from shared_resilience.options import CheckedOptions
+from shared_resilience.runtimes import local_runtime
 from shared_resilience.testing import ManualClock
 
 CRITICAL, HIGH, NORMAL, LOW, BACKGROUND = PriorityLevel
@@ -74,7 +75,7 @@ def test_two_limits_and_a_slot_are_entered_by_one_command_and_left_by_one(
     sent = Counter(command[1] for command in commands_at(counted) if command[0].startswith("EVAL"))
     service.close()
 
-    of_heartbeat = [scripts.load(name).sha for name in ("heartbeat", "heartbeat_roster")]
+    of_heartbeat = [scripts.load(name).sha for name in ("fleet_enlist", "heartbeat", "heartbeat_roster")]
     assert visited == {"inside": 20}
     assert {sha: number for sha, number in sent.items() if sha not in of_heartbeat} == {
         scripts.load("permits_enter").sha: 20,

@@ -26,6 +26,7 @@ from shared_resilience.circuit_commands import CONTROL, PROBE, SETTLE
 from shared_resilience.commands import Command, Operation
 from shared_resilience.evidence import EVIDENCE
 from shared_resilience.fallback_cache import READ, STORE
+from shared_resilience.fleet import ENLIST, WORKERS
 from shared_resilience.heartbeat import BEAT, ENROL
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.latency import record
@@ -46,6 +47,8 @@ PINNED = {
     "evidence": "65e7e733665e36cdf84fa9fc64ee25848a2629ac",
     "fallback_cache_read": "419e3f05d779727d5a4a067acdac2fec91ab7a12",
     "fallback_cache_store": "8321c96973f90a476f6c4d19237d1df4fdcca2b4",
+    "fleet_enlist": "959e02750dbe633a3593e37d1d4531289fbede60",
+    "fleet_workers": "1602e801cec5c5a176c008f57c21787d88e69e8c",
     "heartbeat": "75d0a8faf97aa1bffcd2857562c809e5309ebd59",
     "heartbeat_roster": "a885cb4c1d324e33b2f3be97d743546b3223d21a",
     "idempotency_claim": "15ad11b4f8c9f97ceb024a5c50721c87c6f1c615",
@@ -90,6 +93,7 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
     of_slots = BulkheadCommands(ResourceKeys(prefix, "a"), BulkheadConfig(), lambda: 0)
     wanted = Call("w1:a:30000", PriorityLevel.NORMAL, True, None)
     record = (f"{stem}:idempotency:order-7",)
+    fleet = (f"{prefix}:fleet", f"{prefix}:{{{prefix}:fleet}}:workers")
     beat = (f"{stem}:workers", f"{stem}:config", f"{stem}:stats", overrides)
     return {
         "rate_limiter": of_limits.take(keys, 1),
@@ -116,7 +120,9 @@ def commands(prefix: str) -> dict[str, Command[Any]]:
         "idempotency_renew": Command(RENEW, record, (3_600_000_000, "w1:a:30000", 5, "f")),
         "idempotency_settle": Command(SETTLE_RECORD, record, ("w1:a:30000", 5, "f", 10**9, "done", "json", "7")),
         "heartbeat": Command(BEAT, beat, ("w1", 5_000_000, 1, "limit.a.capacity", "10", "limit.allowed", 3)),
-        "heartbeat_roster": Command(ENROL, (f"{prefix}:fleet",), (5_000_000, "w1")),
+        "heartbeat_roster": Command(ENROL, (f"{prefix}:resources",), (5_000_000, "search")),
+        "fleet_enlist": Command(ENLIST, fleet, (5_000_000, "w1", "web", "7", "0.1.0", "up")),
+        "fleet_workers": Command(WORKERS, fleet, ()),
     }
 
 
@@ -304,6 +310,7 @@ def test_a_damaged_log_is_an_unused_one_and_is_mended_by_the_next_call(store: La
         ("heartbeat", 1, "horizon must be an integer from 1"),
         ("heartbeat", 2, "number of fields must be an integer from 0"),
         ("heartbeat_roster", 0, "horizon must be an integer from 1"),
+        ("fleet_enlist", 0, "horizon must be an integer from 1"),
     ],
 )
 @pytest.mark.parametrize("value", [-5_000_000, "nan", "inf", "-inf", "1.5", "", "tokens", 2**53])

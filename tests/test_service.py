@@ -82,7 +82,7 @@ def test_statistics_are_plain_data(server: Server, prefix: str) -> None:
     stats = json.loads(json.dumps(service.get_comprehensive_stats()))
 
     kinds = {"rate_limiters", "circuit_breakers", "bulkheads", "retry_managers", "adaptive_timeouts"}
-    kinds |= {"fallback_chains", "idempotency"}
+    kinds |= {"fallback_chains", "idempotency", "health_checkers"}
     assert set(stats) == {"timestamp", "store", "fleet", *kinds}
     assert stats["store"] == {"usable": True, "answered": True}
     assert stats["rate_limiters"]["search"]["limits"] == {"token_bucket": {"capacity": 10, "refill_rate": 1}}

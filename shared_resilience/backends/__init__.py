@@ -5,7 +5,7 @@ What talks to a backend is written once, as `async def`. asyncio awaits it; a sy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -71,6 +71,15 @@ class Backend(Protocol):
 
     def detach(self, work: Coroutine[Any, Any, None]) -> None:
         """Does `work` that a caller cannot wait for: at once, or on asyncio in a task of its own."""
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does `work` beside all else, on a thread or in a task of its own; for what goes on for long."""
+
+    async def within(self, call: Callable[[], Any], seconds: float) -> Any:
+        """What `call`, code of a user, returns or raises. Gives it up after `seconds`: `OverdueError`."""
+
+    async def together(self, works: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
+        """What each of `works` returns; they run at the same time."""
 
     async def sleep(self, seconds: float) -> None:
         """Waits, without polling."""

@@ -7,9 +7,13 @@ import contextvars
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import TypeVar
 
 T = TypeVar("T")
+Outcome = list[tuple[T] | BaseException]
+"""What a call returned, or its error; empty until it has ended."""
+
 logger = logging.getLogger("shared_resilience")
 
 
@@ -69,25 +73,56 @@ def on_a_thread(call: Callable[[], T], seconds: float) -> T:
 
     What its caller holds is to be held until the thread has ended, see `straggler_of`.
     """
-    ended, straggler = threading.Event(), Straggler()
-    outcome: list[Any] = []
+    ended = threading.Event()
+    straggler, outcome = _begin(call, ended.set)
+    if not ended.wait(seconds):
+        raise _overdue(straggler)
+    return _result_of(outcome)
+
+
+async def awaited_on_a_thread(call: Callable[[], T], seconds: float) -> T:
+    """The same for tasks."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def end() -> None:
+        with suppress(RuntimeError):  # its loop is gone, and so is the waiter
+            loop.call_soon_threadsafe(ended.set)
+
+    straggler, outcome = _begin(call, end)
+    try:
+        await awaited(ended.wait(), seconds)
+    except OverdueError:
+        raise _overdue(straggler) from None
+    return _result_of(outcome)
+
+
+def _begin(call: Callable[[], T], end: Callable[[], None]) -> tuple[Straggler, Outcome[T]]:
+    """Calls it on a thread, which fills the outcome and calls `end`."""
+    straggler = Straggler()
+    outcome: Outcome[T] = []
 
     def work() -> None:
         try:
-            outcome.append((call(), None))
+            outcome.append((call(),))
         except BaseException as error:
-            outcome.append((None, error))
+            outcome.append(error)
         finally:
-            ended.set()
+            end()
             straggler.end()
 
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(work,), name="shared_resilience-call", daemon=True).start()
-    if not ended.wait(seconds):
-        overdue = OverdueError()
-        overdue.straggler = straggler
-        raise overdue
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+    return straggler, outcome
+
+
+def _overdue(straggler: Straggler) -> OverdueError:
+    overdue = OverdueError()
+    overdue.straggler = straggler
+    return overdue
+
+
+def _result_of(outcome: Outcome[T]) -> T:
+    (ended,) = outcome
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended[0]

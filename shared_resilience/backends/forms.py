@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Hashable
+import threading
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import cached_property
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 from shared_resilience.backends import Ticket, step
 from shared_resilience.backends.attendant import Attendant, TaskAttendant, ThreadAttendant
+from shared_resilience.backends.bounded import awaited, awaited_on_a_thread, on_a_thread
 from shared_resilience.backends.ears import Ear
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.tickets import TaskTicket, ThreadTicket
+from shared_resilience.functions import is_coroutine_function
 
 R = TypeVar("R")
 
@@ -50,6 +54,29 @@ class ForThreads:
 
     def detach(self, work: Coroutine[Any, Any, None]) -> None:
         step(work)
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        threading.Thread(target=step, args=(work,), name="shared_resilience-background", daemon=True).start()
+
+    async def within(self, call: Callable[[], Any], seconds: float) -> Any:
+        result = on_a_thread(call, seconds)
+        if isinstance(result, Coroutine):
+            result.close()
+            raise TypeError(f"{call!r} is a coroutine function: use service.aio for it")
+        return result
+
+    async def together(self, works: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
+        results: list[Any] = [None] * len(works)
+
+        def do(index: int, work: Coroutine[Any, Any, R]) -> None:
+            results[index] = step(work)
+
+        threads = [threading.Thread(target=do, args=pair, daemon=True) for pair in enumerate(works)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
 
     async def sleep(self, seconds: float) -> None:
         self._process.clock.sleep(seconds)
@@ -93,6 +120,22 @@ class ForTasks(ForThreads):
             self._start(work)
         except RuntimeError:  # its loop is gone, and no other will do
             work.close()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            self._start(work)
+        except RuntimeError:
+            work.close()
+            raise
+
+    async def within(self, call: Callable[[], Any], seconds: float) -> Any:
+        if is_coroutine_function(call):
+            return await awaited(call(), seconds)
+        result = await awaited_on_a_thread(call, seconds)
+        return await awaited(result, seconds) if isawaitable(result) else result
+
+    async def together(self, works: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
+        return await asyncio.gather(*works)
 
     def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         task = asyncio.get_running_loop().create_task(work)
