@@ -10,10 +10,11 @@ LIMIT ?=
 # For a look: make bench BENCH="--quick", or BENCH="--only trips:bucket --runs 1"
 BENCH ?=
 
-.PHONY: help demo test test-quick test-oldest mutants bench soak lint clean
+.PHONY: help demo api test test-quick test-oldest mutants bench soak lint clean
 
 help:
 	@echo "make demo         a fleet of processes shares one limit, before your eyes (REDIS_URL, or an embedded server)"
+	@echo "make api          the example API: three workers that share everything, on http://127.0.0.1:8080"
 	@echo "make test         all tests, on every server that is installed here"
 	@echo "make test-quick   without servers, in seconds"
 	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
@@ -39,6 +40,9 @@ help:
 
 demo: .venv/.installed
 	$(BIN)/shared-resilience demo
+
+api: .venv/.installed
+	$(BIN)/python -m examples.demo_api
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

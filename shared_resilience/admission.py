@@ -178,9 +178,7 @@ class Admission(Component):
             "inside_here": sum(map(len, own)),
             "config": self.config.numbers(),
             "overrides": {f: text for f, text in self.resource.overrides.items() if f.startswith(BULKHEAD)},
-            "local": self.resource.counted(),
-            "fleet": dict(self.resource.fleet),
-            "live_workers": self.resource.workers,
+            **self.resource.statistics("bulkhead"),
         }
 
 

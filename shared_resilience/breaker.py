@@ -285,9 +285,7 @@ class Breaker(Component):
             **counts,
             "config": self.config.numbers(),
             "overrides": {f: text for f, text in self.resource.overrides.items() if f.startswith(BREAKER)},
-            "local": self.resource.counted(),
-            "fleet": dict(self.resource.fleet),
-            "live_workers": self.resource.workers,
+            **self.resource.statistics("breaker"),
         }
 
     def _command(self, operation: Operation[View], *args: Argument) -> Command[View]:

@@ -172,8 +172,7 @@ class Checkup(Component):
             "in_background": self.in_background,
             "latest": None if self.latest is None else asdict(self.latest),
             "config": self.config.numbers(),
-            "local": self.resource.counted(),
-            "fleet": dict(self.resource.fleet),
+            **self.resource.statistics("health"),
         }
 
 

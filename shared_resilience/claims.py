@@ -233,6 +233,5 @@ class Claims(Component):
             "running_here": sum(len(held.held) for held in self._parties),
             "untold_here": sum(len(held.untold) for held in self._parties),
             "config": self.config.numbers(),
-            "local": self.resource.counted(),
-            "fleet": dict(self.resource.fleet),
+            **self.resource.statistics("idempotency"),
         }

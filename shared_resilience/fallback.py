@@ -141,6 +141,5 @@ class Fallback(Component):
             "kept_here": len(self.cache),
             "untold_here": self.cache.pending,
             "config": self.config.numbers(),
-            "local": self.resource.counted(),
-            "fleet": dict(self.resource.fleet),
+            **self.resource.statistics("fallback"),
         }

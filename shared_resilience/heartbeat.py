@@ -74,6 +74,14 @@ class Resource:
         with self._taking:
             return dict(self._reported + self._noted.seen())
 
+    def statistics(self, family: str) -> dict[str, object]:
+        """What this process and, as of the last heartbeat, the fleet have counted of a kind of component."""
+
+        def of_family(counters: Mapping[str, int]) -> dict[str, int]:
+            return {field: number for field, number in counters.items() if field.startswith(family + ".")}
+
+        return {"local": of_family(self.counted()), "fleet": of_family(self.fleet), "live_workers": self.workers}
+
     def take_pending(self) -> dict[str, int]:
         """What is to be reported; it counts as reported now."""
         with self._taking:

@@ -74,7 +74,7 @@ class Planned:
         elif breaker is not None:
             layers.append(breaker.call)
         if cores.retries is not None:
-            layers.append(forms.retry(cores.retries, backends).execute_with_retry)
+            layers.append(forms.retry(cores.retries, backends, self._plan.refusals()).execute_with_retry)
         if cores.claims is not None:
             layers.append(partial(self._once, forms.once(cores.claims, backends)))
         if self._plan.deadline is not None:

@@ -191,9 +191,7 @@ class Limiter(Component):
         return {
             "limits": {limit.label: limit.numbers() for limit in self.config.limits},
             "overrides": dict(self.resource.overrides),
-            "local": self.resource.counted(),
-            "fleet": dict(self.resource.fleet),
-            "workers": self.resource.workers,
+            **self.resource.statistics("limit"),
         }
 
     async def _wait_for_room(self, backend: Backend, texts: Texts, cost: int, end: float, held_back: int) -> Answer:

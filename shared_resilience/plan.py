@@ -10,11 +10,13 @@ from shared_resilience import validation
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.deadline import LONGEST
+from shared_resilience.errors import BulkheadFullError, CircuitBreakerOpenError, RateLimitExceeded
 from shared_resilience.fallback_chain import AsyncFallbackChain, FallbackChain
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.limiter_keys import Key
 from shared_resilience.limits import Limit
 from shared_resilience.priority import PriorityLevel, priority_of
+from shared_resilience.retries import Refusals
 from shared_resilience.retry_config import RetryConfig
 from shared_resilience.timeout_config import TimeoutConfig
 
@@ -129,6 +131,13 @@ class Plan:
             yield f"permits {self.name!r}: {', '.join(permits)}"
         if self.timeout_config is not None:
             yield f"adaptive timeout {self.name!r}: {_in_short(self.timeout_config)}"
+
+    def refusals(self) -> Refusals:
+        """The refusals by its own parts: they wait as long as they are told, and nobody is to wait once more."""
+        name = self.name
+        return frozenset(
+            {(CircuitBreakerOpenError, self.breaker_name), (RateLimitExceeded, name), (BulkheadFullError, name)}
+        )
 
     def unguardable(self) -> list[str]:
         """The parts that cannot stand around a block of code, since they call a function."""

@@ -74,7 +74,7 @@ class Retries(Component):
             return True
         if isinstance(error, ResilienceError):
             wait: float = getattr(error, "retry_after", math.inf)
-            return not isinstance(error, FINAL) and wait <= remaining() < math.inf
+            return not isinstance(error, (*FINAL, *self.config.give_up_on)) and wait <= remaining() < math.inf
         status = status_of(error)
         if status is not None:
             return self._is_status_again(status, error)
@@ -97,8 +97,7 @@ class Retries(Component):
         """What this process knows without asking."""
         return {
             "config": self.config.numbers(),
-            "local": self.resource.counted(),
-            "fleet": dict(self.resource.fleet),
+            **self.resource.statistics("retry"),
         }
 
     async def cool_down(self, backend: Backend, seconds: float) -> None:
@@ -117,11 +116,18 @@ class Retries(Component):
         return self._random.random()
 
 
-class Attempts:
-    """The attempts of one call that began at `began`."""
+Refusals = frozenset[tuple[type[Exception], str]]
+"""Refusals, by type and by the name of who refuses, that are not retried."""
 
-    def __init__(self, core: Retries, began: float) -> None:
+NO_REFUSALS: Refusals = frozenset()
+
+
+class Attempts:
+    """The attempts of one call that began at `began`; it ends with one of its `own_refusals`."""
+
+    def __init__(self, core: Retries, began: float, own_refusals: Refusals = NO_REFUSALS) -> None:
         self._core = core
+        self._own_refusals = own_refusals
         self.made = 0
         self._began = began
         self._delay = 0.0
@@ -130,7 +136,8 @@ class Attempts:
     async def again_after(self, backend: Backend, error: Exception) -> bool:
         """Whether there is another attempt after `error`, waited for. If not, `error` is told what has happened."""
         self._note(f"{type(error).__name__}: {error}")
-        if not self._core.wants_again(error):
+        is_own = self._own_refusals and (type(error), getattr(error, "name", "")) in self._own_refusals
+        if is_own or not self._core.wants_again(error):
             why = "it is not retried" if self.made == 1 else "this one is not retried"
         else:
             why = await self._wait(backend, error)

@@ -10,7 +10,7 @@ from shared_resilience import validation
 from shared_resilience.backends import Backend, Backends, step
 from shared_resilience.errors import RetryBudgetExhaustedError
 from shared_resilience.functions import decorated, mirrors
-from shared_resilience.retries import Attempts, Retries
+from shared_resilience.retries import NO_REFUSALS, Attempts, Refusals, Retries
 from shared_resilience.retry_budget import Account, Budget
 
 P = ParamSpec("P")
@@ -155,10 +155,11 @@ class RetryManager:
     As a decorator it serves `def` and `async def`; generator functions raise `TypeError`: use `attempts()` inside them.
     """
 
-    def __init__(self, core: Retries, backends: Backends) -> None:
+    def __init__(self, core: Retries, backends: Backends, own_refusals: Refusals = NO_REFUSALS) -> None:
         self._core = core
         self._backend = backends.blocking
         self._backends = backends
+        self._own_refusals = own_refusals
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._core.name!r}, max_retries={self._core.config.max_retries})"
@@ -188,7 +189,7 @@ class RetryManager:
             try:
                 result = function(*args, **kwargs)
             except Exception as error:
-                attempts = attempts or Attempts(core, began)
+                attempts = attempts or Attempts(core, began, self._own_refusals)
                 if not step(attempts.again_after(self._backend, error)):
                     raise
                 continue
@@ -197,7 +198,7 @@ class RetryManager:
                 raise TypeError(f"{function!r} is a coroutine function: use the retries of service.aio for it")
             if not core.is_unwanted(result):
                 return result
-            attempts = attempts or Attempts(core, began)
+            attempts = attempts or Attempts(core, began, self._own_refusals)
             if not step(attempts.again_with(self._backend, result)):
                 return result
 
@@ -215,10 +216,11 @@ class RetryManager:
 
 @mirrors(RetryManager)
 class AsyncRetryManager:
-    def __init__(self, core: Retries, backends: Backends) -> None:
+    def __init__(self, core: Retries, backends: Backends, own_refusals: Refusals = NO_REFUSALS) -> None:
         self._core = core
         self._backend = backends.suspending
         self._backends = backends
+        self._own_refusals = own_refusals
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._core.name!r}, max_retries={self._core.config.max_retries})"
@@ -241,13 +243,13 @@ class AsyncRetryManager:
             try:
                 result = await function(*args, **kwargs)
             except Exception as error:
-                attempts = attempts or Attempts(core, began)
+                attempts = attempts or Attempts(core, began, self._own_refusals)
                 if not await attempts.again_after(self._backend, error):
                     raise
                 continue
             if not core.is_unwanted(result):
                 return result
-            attempts = attempts or Attempts(core, began)
+            attempts = attempts or Attempts(core, began, self._own_refusals)
             if not await attempts.again_with(self._backend, result):
                 return result
 

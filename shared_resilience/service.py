@@ -166,7 +166,8 @@ class ResilienceService(OfRuntime):
         From the outside in: `fallback_chain` (the function is its first level), `deadline` in seconds,
         `idempotency_key` with `idempotency_config`, `retry_config`, `circuit_breaker_config` or `circuit_breaker_name`
         or both, `rate_limits` and `bulkhead_config` in one trip, `timeout_config`. All parts are called `name`, but for
-        the chain and a circuit breaker with a name of its own; parts of the same name share their state.
+        the chain and a circuit breaker with a name of its own; parts of the same name share their state. What they
+        refuse is not retried, and no failure of the dependency.
 
         `wait` (0) is for how many seconds limits may be waited for (None: as long as it takes); a slot of the bulkhead,
         for as long as that is configured. `key` (""), `cost` (1) and `priority` are those of the limits and the

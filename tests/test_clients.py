@@ -226,7 +226,18 @@ def test_a_user_who_may_not_eval_gets_the_script_by_load(own_server: Server, pre
     with own_server.client() as admin:
         admin.execute_command(
             *f"ACL SETUSER w on >pw resetkeys ~{prefix}:* -@all +evalsha +script|load +time".split(),
-            *["+hmget", "+hset", "+pexpire", "+hincrby", "+hgetall", "+zadd", "+zremrangebyscore", "+zcard", "+del"],
+            *[
+                "+hmget",
+                "+hset",
+                "+pexpire",
+                "+hincrby",
+                "+hgetall",
+                "+hlen",
+                "+zadd",
+                "+zremrangebyscore",
+                "+zcard",
+                "+del",
+            ],
         )
     service = ResilienceService.from_url(
         own_server.url.replace("//", "//w:pw@"), prefix=prefix, command_timeout=PATIENT

@@ -287,7 +287,7 @@ def test_the_heartbeat_counts_the_live_workers(server: Server, prefix: str, work
 
     stats = [service.get_comprehensive_stats() for service in services]
 
-    assert [one["rate_limiters"]["search"]["workers"] for one in stats] == [workers] * workers
+    assert [one["rate_limiters"]["search"]["live_workers"] for one in stats] == [workers] * workers
     assert stats[-1]["fleet"] == {"workers": workers, "worker_id": f"worker%20{workers - 1}"}
     for service in services:
         service.close()

@@ -114,7 +114,7 @@ def test_the_numbers_in_force_are_told_for_each_limit(api: Api) -> None:
             "sliding_window": {"limit": 20, "window": 60},
             "leaky_bucket": {"capacity": 9, "leak_rate": 0.5},
         },
-        "overrides": {"limit.token_bucket.capacity": "4"}, "local": {}, "fleet": {}, "workers": None,
+        "overrides": {"limit.token_bucket.capacity": "4"}, "local": {}, "fleet": {}, "live_workers": None,
     }  # fmt: skip
 
 

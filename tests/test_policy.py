@@ -238,6 +238,38 @@ def test_an_open_circuit_is_not_asked_by_retries_and_costs_no_permit(api: Api, n
     assert api(limiter.peek()).remaining == 4
 
 
+def test_refusals_of_its_own_parts_are_not_waited_for_again(api: Api, no_sleep: list[float]) -> None:
+    """Those of others are, under a deadline that they fit."""
+    parts = {"retry_config": RETRY, "deadline": 9.0}
+    limited = Stack(api, "limited", rate_limits=[TokenBucket(1, 0.5)], **parts)
+    limited.call()
+    with pytest.raises(RateLimitExceeded):
+        limited.call()
+    assert no_sleep == []
+
+    breaker = CircuitBreakerConfig(failure_threshold=1, timeout_seconds=3, jitter=0)
+    broken = Stack(api, "broken", circuit_breaker_config=breaker, **parts)
+    broken.fails()
+    with pytest.raises(CircuitBreakerOpenError):
+        broken.call()
+    assert no_sleep == [pytest.approx(0.1)]
+
+    other = api.service.get_or_create_rate_limiter("other", TokenBucket(1, 0.5))
+    beside = Stack(api, "beside", rate_limits=[TokenBucket(9, 1)], **parts)
+    beside.fails(refusal(api, other))
+    with pytest.raises(RateLimitExceeded):
+        beside.call()
+    assert no_sleep[1:] == [pytest.approx(2.0)] * 2
+
+
+def refusal(api: Api, limiter: Any) -> RateLimitExceeded:
+    """That of a limiter whose one token is taken."""
+    assert api(limiter.try_acquire())
+    with pytest.raises(RateLimitExceeded) as refused:
+        api(limiter.acquire(timeout=0.0))
+    return refused.value
+
+
 def test_a_claim_stands_around_the_retries_and_replays_what_they_reached(api: Api, no_sleep: list[float]) -> None:
     stack = Stack(api, retry_config=RETRY, idempotency_key=lambda order, amount=1: order)
     stack.fails()

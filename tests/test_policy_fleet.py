@@ -83,7 +83,9 @@ def work(url: str, prefix: str, limit: TokenBucket, threshold: int, form: str, p
     breaker: Any = service.get_or_create_circuit_breaker("payments")
     state = breaker.get_stats()["state"]
     stats = service.get_comprehensive_stats()
-    pipe.send((answers, runs, state, stats["retry_managers"]["payments"]["fleet"]))
+    sections = ("rate_limiters", "circuit_breakers", "retry_managers")
+    counters = {field: number for one in sections for field, number in stats[one]["payments"]["fleet"].items()}
+    pipe.send((answers, runs, state, counters))
     service.close()
 
 
