@@ -166,4 +166,5 @@ class Latency(Component):
             **percentiles,
             "source": view.source,
             "config": self.config.numbers(),
+            **self.resource.statistics("timeout"),
         }

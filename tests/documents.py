@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,11 @@ LIMITS = ROOT / "docs" / "limits.md"
 BULKHEAD = ROOT / "docs" / "bulkhead.md"
 CIRCUIT_BREAKER = ROOT / "docs" / "circuit_breaker.md"
 RETRIES = ROOT / "docs" / "retries.md"
+POLICIES = ROOT / "docs" / "policies.md"
+FALLBACK = ROOT / "docs" / "fallback.md"
+IDEMPOTENCY = ROOT / "docs" / "idempotency.md"
+HEALTH = ROOT / "docs" / "health.md"
+STATISTICS = ROOT / "docs" / "statistics.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 
 
@@ -34,4 +40,6 @@ def run_as_it_stands(example: str, port: int) -> subprocess.CompletedProcess[str
     """Runs an example in a process of its own, on the server at `port` instead of the one that it names."""
     here = example.replace("localhost:6379", f"127.0.0.1:{port}")
     here = here.replace('host="localhost", port=6379', f'host="127.0.0.1", port={port}')
-    return subprocess.run([sys.executable, "-W", "error", "-c", here], capture_output=True, text=True, timeout=30)
+    environment = {**os.environ, "REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+    command = [sys.executable, "-W", "error", "-c", here]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)

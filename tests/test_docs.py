@@ -11,10 +11,15 @@ import pytest
 from documents import (
     BULKHEAD,
     CIRCUIT_BREAKER,
+    FALLBACK,
+    HEALTH,
+    IDEMPOTENCY,
     LIMITS,
     PERFORMANCE,
+    POLICIES,
     README,
     RETRIES,
+    STATISTICS,
     examples,
     name_of,
     run_as_it_stands,
@@ -25,9 +30,9 @@ from servers import Server
 from shared_resilience import scripts
 from shared_resilience.circuit import TRANSITIONS
 
-GUIDES = [LIMITS, CIRCUIT_BREAKER, BULKHEAD, RETRIES]
+GUIDES = [LIMITS, CIRCUIT_BREAKER, BULKHEAD, RETRIES, POLICIES, FALLBACK, IDEMPOTENCY, HEALTH]
 EXAMPLES = [text for page in (*GUIDES, README) for text in examples(page)]
-PAGES = (*GUIDES, PERFORMANCE, README)
+PAGES = (*GUIDES, STATISTICS, PERFORMANCE, README)
 LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
 WITHIN = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(#(.+?)\)", text_of(page))})
 PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)
