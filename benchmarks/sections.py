@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import breakers, fleets, footprint, growth, permits, syncs, tripless, trips
+from benchmarks import breakers, fleets, footprint, growth, permits, policies, syncs, tripless, trips
 from benchmarks.ground import Ground
 from benchmarks.rounds import Case, Effort
 from benchmarks.rows import BYTES, CLIENT, CORE, MICROSECONDS, PER_SECOND, RATIO, SERVER, SPREAD, Row
@@ -25,6 +25,8 @@ SECTIONS: dict[str, Section] = {
     "tripless": Section(tripless.measure, (MICROSECONDS, PER_SECOND)),
     "permits": Section(permits.measure, (RATIO, MICROSECONDS, CLIENT, SERVER)),
     "breakers": Section(breakers.measure, (MICROSECONDS, CLIENT, SERVER)),
+    "policies": Section(policies.measure_sync, (MICROSECONDS, CLIENT, SERVER)),
+    "policies_asyncio": Section(policies.measure_asyncio, (MICROSECONDS, CLIENT, SERVER)),
     "syncs": Section(syncs.measure, (CORE,)),
     "processes": Section(fleets.measure, (PER_SECOND, SERVER)),
     "growth": Section(growth.measure, (RATIO, MICROSECONDS, SPREAD)),

@@ -6,9 +6,9 @@ import asyncio
 import contextvars
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 Outcome = list[tuple[T] | BaseException]
@@ -56,12 +56,44 @@ def straggler_of(error: BaseException | None) -> Straggler | None:
     return getattr(error, "straggler", None)
 
 
+class _Begun:
+    """Goes on with what has begun, and waits for something first."""
+
+    def __init__(self, steps: Generator[Any, Any, T], waits_for: Any) -> None:
+        self._steps, self._waits_for = steps, waits_for
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps, waits_for = self._steps, self._waits_for
+        try:
+            while True:
+                try:
+                    sent = yield waits_for
+                except GeneratorExit:
+                    steps.close()
+                    raise
+                except BaseException as error:
+                    waits_for = steps.throw(error)
+                else:
+                    waits_for = steps.send(sent)
+        except StopIteration as end:
+            return end.value
+
+
 async def awaited(call: Awaitable[T], seconds: float) -> T:
-    """What `call` returns or raises. Cancels it after `seconds`, and raises `OverdueError`."""
+    """What `call` returns or raises. Cancels it after `seconds`, and raises `OverdueError`.
+
+    What never waits needs no timer, which takes longer than all else that is done here.
+    """
+    steps: Generator[Any, Any, T] = call.__await__()
+    try:
+        waits_for = steps.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
     timeout = asyncio.timeout(seconds)
     try:
         async with timeout:
-            return await call
+            return await _Begun(steps, waits_for)  # type: ignore[no-any-return]  # what its steps return
     except TimeoutError:
         if timeout.expired():
             raise OverdueError from None
