@@ -374,7 +374,7 @@ def test_a_probe_that_is_given_back_after_the_clock_went_back_is_gone(store: Lan
 
 def test_script_twin_and_model_go_through_the_same_histories(store: Lane, lane: str) -> None:
     Fleet.lane, Fleet.visited = store, set()
-    examples = 150 if lane != "fakeredis" else 40
+    examples = 60 if lane != "fakeredis" else 40
 
     run_state_machine_as_test(
         Fleet,

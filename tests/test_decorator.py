@@ -195,6 +195,20 @@ def test_functions_of_one_name_share_their_state_and_others_do_not(service: Resi
     assert other() == "other"
 
 
+def test_each_name_has_retries_of_its_own(service: ResilienceService) -> None:
+    """Not one manager, and one budget, for everything that is decorated."""
+
+    def call() -> None: ...
+
+    for name in ("payments", "refunds"):
+        resilient(name, retry_config=RetryConfig(), service=service)(call)()
+    stats = service.get_comprehensive_stats()["retry_managers"]
+    assert {name: found["local"] for name, found in stats.items()} == {
+        "payments": {"retry.requests": 1},
+        "refunds": {"retry.requests": 1},
+    }
+
+
 def test_the_fallback_chain_gives_its_plain_value(service: ResilienceService) -> None:
     chain = service.get_or_create_fallback_chain("rates")
     chain.register_handler(FallbackLevel.DEFAULT, lambda currency: f"{currency} of yesterday")
