@@ -13,10 +13,12 @@ import test_breaker_forms
 import test_breaker_sharing
 import test_circuit_breaker
 import test_circuit_twin
+import test_fleet_list
 import test_heartbeat
 import test_latency
 import test_leaky_bucket
 import test_limits_twin
+import test_records_twin
 import test_retry_budget
 import test_scripts
 import test_sliding_window
@@ -31,7 +33,7 @@ from shared_resilience.commands import Operation
 
 MODULES = [test_scripts, test_heartbeat, test_token_bucket, test_sliding_window, test_leaky_bucket, test_limits_twin]
 MODULES += [test_circuit_twin, test_circuit_breaker, test_breaker_sharing, test_breaker_forms, test_slots_twin]
-MODULES += [test_retry_budget, test_latency]
+MODULES += [test_retry_budget, test_latency, test_fleet_list, test_records_twin]
 FIXTURES = {"store", "prefix", "lane"}
 REPLACED = {
     "test_the_composed_scripts_are_the_pinned_ones",  # any change fails it, whatever the change does
@@ -39,6 +41,8 @@ REPLACED = {
     "test_scripts_and_twins_agree_over_forty_thousand_random_steps",  # likewise
     "test_script_and_twin_agree_over_twenty_thousand_random_steps",  # likewise
     "test_script_and_twin_agree_over_four_thousand_random_steps",  # likewise
+    "test_scripts_and_twins_of_claims_agree_over_twenty_thousand_steps",  # likewise
+    "test_scripts_and_twins_of_caches_agree_over_twenty_thousand_steps",  # likewise
     "test_the_random_histories_visit_every_state_and_every_transition",  # says nothing of the scripts
     "test_failures_of_many_tasks_share_their_reports_and_none_is_lost",  # needs a client for asyncio
     "test_script_and_twin_agree_on_what_hypothesis_thinks_up",  # chance, and slow to say no
@@ -131,6 +135,8 @@ def _histories(lane: Lane) -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"history {circuits} {seed}", history.compare
         yield f"history retry_budget {seed}", test_retry_budget.history(lane, seed).compare
         yield f"history latency {seed}", test_latency.history(lane, seed).compare
+        yield f"history claims {seed}", test_records_twin.claims(lane, seed).compare
+        yield f"history caches {seed}", test_records_twin.caches(lane, seed).compare
         yield f"history slots {seed}", test_slots_twin.History(lane, seed).foresee(BATCH).compare
 
 

@@ -72,3 +72,47 @@ class HashHistory:
         assert found == self._state
         assert self._ttl - 5000 < self._client.pttl(self._key) <= self._ttl
         self._client.delete(self._key)
+
+
+class KeysHistory:
+    """A history of commands on some keys, hashes or sorted sets; the twins take it when it is made."""
+
+    def __init__(self, lane: Lane, keys: Iterable[str], history: Iterable[tuple[int, Command[Any]]]) -> None:
+        self._client, self._keys, self._times = lane.client, tuple(keys), list[int]()
+        self._redis = RedisStore(lane.wire, lambda: self._times.pop(0))
+        self._states: dict[str, State] = {}
+        self._ttls: dict[str, int] = {}
+        self._history = list(history)
+        self._expected: list[list[str]] = []
+        lane.load_scripts()
+        for now, command in self._history:
+            outcome = command.operation.twin(tuple(map(self._states.get, command.keys)), now, *command.args)
+            self._states.update(zip(command.keys, outcome.states, strict=True))
+            self._ttls.update({key: ttl for key, ttl in zip(command.keys, outcome.ttls, strict=True) if ttl})
+            self._expected.append([str(one) for one in outcome.reply])
+
+    def compare(self) -> None:
+        """Has Redis take it."""
+        self._client.delete(*self._keys)
+        self._times[:] = [now for now, _ in self._history]
+        replies = step(self._redis.execute_all([command for _, command in self._history]))
+        for number, (reply, twin) in enumerate(zip(replies, self._expected, strict=True)):
+            found = [one.decode() if isinstance(one, bytes) else str(one) for one in reply]
+            assert found == twin, f"step {number}: {self._history[number]}"
+        for key in self._keys:
+            stored: Any = self._states.get(key)
+            assert self._read(key) == {str(field): str(value) for field, value in (stored or {}).items()}
+            if stored:
+                assert self._ttls[key] - 5000 < self._client.pttl(key) <= self._ttls[key]
+        self._client.delete(*self._keys)
+
+    def _read(self, key: str) -> dict[str, str]:
+        if self._client.type(key) == b"zset":
+            pairs = self._client.zrange(key, 0, -1, withscores=True)
+            return {member.decode(): str(int(score)) for member, score in pairs}
+        return {field.decode(): value.decode() for field, value in self._client.hgetall(key).items()}
+
+
+def stem() -> str:
+    """What the keys of a history start with: its own, in one slot."""
+    return f"history:{{{next(_numbers)}}}"

@@ -12,51 +12,38 @@ from typing import Any
 import pytest
 from conftest import Api, Lane
 from crowds import forkserver
-from histories import START
+from histories import START, KeysHistory, compare_all, stem
 from servers import PATIENT, Server
 
 from shared_resilience import ResilienceService, TokenBucket, __version__
 from shared_resilience.backends import step
 from shared_resilience.backends.redis import RedisStore
-from shared_resilience.commands import Command, State
+from shared_resilience.commands import Command
 from shared_resilience.fleet import ENLIST, WORKERS
 from shared_resilience.keys import encode_key
 
 HORIZON = 5_000_000
 
 
-def random_history(seed: int, keys: tuple[str, str]) -> list[tuple[int, Command[Any]]]:
+def history(lane: Lane, seed: int) -> KeysHistory:
     """Workers that come, go silent and come back, more of them than a list keeps of the dead."""
     source, now = random.Random(seed), START
-    history: list[tuple[int, Command[Any]]] = []
+    fleet = f"{stem()}:fleet"
+    keys = (fleet, f"{fleet}:workers")
+    commands: list[tuple[int, Command[Any]]] = []
     for number in range(300):
         now += source.choice([0, 1000, 400_000, 6_000_000, -2_000_000])
         worker = f"host.{number if source.random() < 0.5 else source.randrange(6)}:1"
         known = (f"host.{number}", str(number), "0.1.0", source.choice(["up", "down", "unknown"]))
         if source.random() < 0.3:
-            history.append((now, Command(WORKERS, keys, ())))
+            commands.append((now, Command(WORKERS, keys, ())))
         else:
-            history.append((now, Command(ENLIST, keys, (source.choice([1, HORIZON]), worker, *known))))
-    return history
+            commands.append((now, Command(ENLIST, keys, (source.choice([1, HORIZON]), worker, *known))))
+    return KeysHistory(lane, keys, commands)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_scripts_and_twins_agree(store: Lane, prefix: str, seed: int) -> None:
-    store.load_scripts()
-    keys = (f"{prefix}:fleet", f"{prefix}:{{{prefix}:fleet}}:workers")
-    history, states, expected = random_history(seed, keys), dict[str, State](), list[Any]()
-    for now, command in history:
-        outcome = command.operation.twin(tuple(map(states.get, keys)), now, *command.args)
-        states.update(zip(keys, outcome.states, strict=True))
-        expected.append(list(map(str, outcome.reply)))
-    times = iter([now for now, _ in history])
-    replies = step(RedisStore(store.wire, times.__next__).execute_all([command for _, command in history]))
-
-    found = [[one.decode() if isinstance(one, bytes) else str(one) for one in reply] for reply in replies]
-    assert found == expected
-    kept = {field.decode(): value.decode() for field, value in store.client.hgetall(keys[1]).items()}
-    assert kept == states[keys[1]]
-    assert len(kept) <= 4 * (2 * 300 + 16)
+def test_scripts_and_twins_agree(store: Lane) -> None:
+    compare_all(history(store, seed) for seed in range(8))
 
 
 def test_what_is_known_of_the_dead_is_forgotten(store: Lane, prefix: str) -> None:
