@@ -172,7 +172,7 @@ def _called(test: Callable[..., object], lane: Lane, arguments: dict[str, Any]) 
 def _cases(test: Callable[..., object]) -> list[dict[str, Any]]:
     """The arguments that `pytest.mark.parametrize` gives the test, case by case."""
     cases: list[dict[str, Any]] = [{}]
-    for mark in getattr(test, "pytestmark", []):
+    for mark in (mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"):
         names = mark.args[0].split(", ") if isinstance(mark.args[0], str) else list(mark.args[0])
         values = [value if len(names) > 1 else (value,) for value in mark.args[1]]
         cases = [{**case, **dict(zip(names, value, strict=True))} for case in cases for value in values]
