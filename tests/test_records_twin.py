@@ -6,9 +6,12 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from conftest import Lane
 from histories import START, KeysHistory, compare_all, stem
 
+from shared_resilience.backends import step
+from shared_resilience.backends.redis import RedisStore
 from shared_resilience.commands import Command
 from shared_resilience.fallback_cache import READ, STORE
 from shared_resilience.records import CLAIM, RENEW, SETTLE
@@ -79,3 +82,49 @@ def test_scripts_and_twins_of_claims_agree_over_twenty_thousand_steps(store: Lan
 
 def test_scripts_and_twins_of_caches_agree_over_twenty_thousand_steps(store: Lane, lane: str) -> None:
     compare_all(caches(store, seed) for seed in range(STEPS // BATCH if lane != "fakeredis" else 10))
+
+
+def test_a_record_without_a_number_begins_at_the_time(store: Lane) -> None:
+    """Somebody has written into it by hand."""
+    key = f"{stem()}:idempotency:7"
+    redis = RedisStore(store.wire, lambda: START)
+    store.client.hset(key, mapping={"state": "running", "owner": "w1:a:3000", "lease_until_us": START + 1})
+    store.client.hset(key, mapping={"fencing": "many", "fingerprint": "f"})
+
+    assert step(redis.execute(Command(CLAIM, (key,), ("w1:b:3000", "f", SECOND)))) == [b"running", 0, 1, b"", b""]
+    store.client.delete(key)
+
+
+def test_those_who_wait_are_told_when_a_key_is_settled(store: Lane) -> None:
+    root = stem()
+    redis, record = RedisStore(store.wire, lambda: START), f"{root}:idempotency:7"
+    channel = store.client.pubsub(ignore_subscribe_messages=True)
+    channel.subscribe(f"{root}:done")
+    channel.get_message(timeout=5)
+    step(redis.execute(Command(CLAIM, (record,), ("w1:a:3000", "f", SECOND))))
+    step(redis.execute(Command(SETTLE, (record,), ("w1:a:3000", START, "f", SECOND, "done", "json", "7"))))
+
+    message = channel.get_message(timeout=5)
+    assert (message["channel"], message["data"]) == (f"{root}:done".encode(), b"idempotency:7")
+    channel.close()
+    store.client.delete(record)
+
+
+def test_a_record_without_an_owner_is_nobodys(store: Lane) -> None:
+    record = f"{stem()}:idempotency:7"
+    store.client.hset(record, "state", "running")
+    redis = RedisStore(store.wire, lambda: START)
+
+    assert step(redis.execute(Command(RENEW, (record,), (SECOND, "w1:a:3000", 1, "f")))) == [0]
+    store.client.delete(record)
+
+
+@pytest.mark.parametrize("missing", ["codec", "value", "stored_us"])
+def test_an_entry_that_lacks_something_is_none(store: Lane, missing: str) -> None:
+    key = f"{stem()}:cache:EUR"
+    entry = {"codec": "json", "value": "1.08", "stored_us": START}
+    store.client.hset(key, mapping={field: value for field, value in entry.items() if field != missing})
+    redis = RedisStore(store.wire, lambda: START)
+
+    assert step(redis.execute(Command(READ, (key,), ("json", SECOND)))) == [0, 0, b""]
+    store.client.delete(key)
