@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.rows import BYTES, PER_SECOND, RATIO, SPREAD, Row, range_of_runs
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-BLOCK = re.compile(r"(<!-- figures: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- figures: ([a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _YES, _NO = "holds", "**does not hold**"
 
 
