@@ -24,6 +24,8 @@ FLEET_BEATS_PER_SECOND = 1000
 LIVE_FOR_INTERVALS, LIVE_AT_LEAST = 5, 5.0
 USED_WITHIN = 60.0
 DAY_MS = 86_400_000
+DECIDED_LOCALLY = "store.decided_locally"
+"""Counts the commands for a resource that were decided without Redis."""
 
 
 class Passenger(Protocol):
@@ -113,7 +115,7 @@ class Heartbeat:
         self.worker_id = worker_id
         self.fleet_size: int | None = None
         self._lock = threading.Lock()
-        self._next = float("-inf")
+        self._next = self._outlasting_until = float("-inf")
         for resource in self._resources.values():
             resource.restart()
 
@@ -125,6 +127,19 @@ class Heartbeat:
     def resources(self) -> list[Resource]:
         with self._lock:
             return list(self._resources.values())
+
+    def outlast(self, now: float) -> None:
+        """Redis is back: until all had time to say that they are alive, there are as many as before."""
+        self._outlasting_until = now + LIVE_AT_LEAST
+
+    def counted(self, field: str) -> tuple[int, int]:
+        """What this process and, as of the last heartbeat, the fleet have counted of `field` over all resources."""
+        resources = self.resources()
+        return sum(r.counted().get(field, 0) for r in resources), sum(r.fleet.get(field, 0) for r in resources)
+
+    def workers(self, resource: Resource, seen: int, now: float) -> int:
+        """How many are alive at `resource`, where `seen` have said so."""
+        return max(seen, resource.workers or 0) if now < self._outlasting_until else seen
 
     def due(self, now: float) -> bool:
         return now >= self._next
@@ -182,7 +197,8 @@ class Beat:
         self._heartbeat.fleet_size = int(replies[0][0])
         beats = replies[2 : 2 + len(self.resources)]
         for resource, reply in zip(self.resources, beats, strict=True):
-            resource.workers, resource.paused_us = int(reply[0]), int(reply[1])
+            resource.workers = self._heartbeat.workers(resource, int(reply[0]), now)
+            resource.paused_us = int(reply[1])
             resource.paused_until = now + resource.paused_us / 1e6
             split = 3 + 2 * int(reply[2])
             counters, overrides = reply[3:split], reply[split:]

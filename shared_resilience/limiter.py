@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from shared_resilience import priority as priorities
 from shared_resilience import validation
 from shared_resilience.backends import Backend, OnOutage
-from shared_resilience.backends.process import Component, Process
+from shared_resilience.backends.process import Bill, Component, Process
 from shared_resilience.commands import Arguments, Command
 from shared_resilience.deadline import remaining
+from shared_resilience.debts import Debts
 from shared_resilience.decision import Decision
 from shared_resilience.errors import RateLimitExceeded
+from shared_resilience.heartbeat import Resource
 from shared_resilience.leases import Leases
 from shared_resilience.limit_commands import ANY_DELAY, PAUSE, PAUSE_FOR, RESET, Answer, LimitCommands
 from shared_resilience.limiter_config import LimiterConfig
@@ -40,6 +43,7 @@ class Limiter(Component):
         self.keys = LimiterKeys(self.resource.keys, process.prefix, name, config)
         self.refusals = Refusals()
         self._lines = Lines()
+        self._debts = Debts(config, self.keys, process)
         self._process = process
         self._events = process.events
         self._labels = tuple(limit.label for limit in config.limits)
@@ -55,6 +59,7 @@ class Limiter(Component):
     def after_fork(self) -> None:
         self.refusals = Refusals()
         self._lines = Lines()
+        self._debts.clear()
         self.leases = self._no_leases()
 
     def _no_leases(self) -> Leases[Texts] | None:
@@ -67,6 +72,9 @@ class Limiter(Component):
             texts, tokens = unused
             if tokens > 0:
                 await self.run(backend, self.commands.give(self.keys.of(texts), tokens, told=self.told()))
+
+    def bill(self, most: int, shares: Mapping[Resource, int]) -> Bill | None:
+        return self._debts.bill(most, shares.get(self.resource, 1), self.resource.overrides)
 
     def _rate(self) -> float:
         """Tokens per second of the fastest bucket, by the numbers in force."""
@@ -298,6 +306,8 @@ class Limiter(Component):
         """Counts a decision, and tells listeners of a refusal."""
         if decision.source == "local":
             self.resource.count("limit.decided_locally")
+            if not self._process.guard.usable:
+                self._debts.note(texts)
         if decision.limited_by is None:
             self.resource.count("limit.allowed")
             return decision

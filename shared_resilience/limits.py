@@ -30,6 +30,9 @@ class Checked(Protocol):
     def wait(self, cost: int) -> int:
         """Until `cost` fits; 0: now, -1: never."""
 
+    def deficit(self) -> int:
+        """Millionths of what has been taken and has not come back; of a divided limit, its part at most."""
+
     def take(self, cost: int) -> None:
         """Charges `cost`, even beyond what is left; 0 just writes."""
 
@@ -145,6 +148,11 @@ def settle(
             limit.give(cost, since or now)
     keeper, wait, _ = call.longest_wait(1, -1)
     return call.step(keeper, wait, 0)
+
+
+def deficits(states: Sequence[State], now: int, share: int, *told: Argument) -> list[int]:
+    """The deficit of each limit, as one of `share` workers has left it."""
+    return [limit.deficit() for limit in Call(states, now, share, told, may_write=False).limits]
 
 
 def pause(states: Sequence[State], now: int, length: int) -> Step:

@@ -25,6 +25,7 @@ from shared_resilience.fallback_config import FallbackConfig
 from shared_resilience.fleet import Worker
 from shared_resilience.health import DOWN, UP, Health, HealthCheckResult, overall
 from shared_resilience.health_config import HealthCheckConfig, HealthCheckType
+from shared_resilience.heartbeat import DECIDED_LOCALLY
 from shared_resilience.idempotency_config import IdempotencyConfig
 from shared_resilience.latency import Latency
 from shared_resilience.limit_commands import OVERRIDE
@@ -215,6 +216,18 @@ class Runtime:
                 await core.before_close(backend)
         await backend.close()
 
+    def _store_stats(self) -> dict[str, object]:
+        guard = self.process.guard
+        here, fleet = self.process.heartbeat.counted(DECIDED_LOCALLY)
+        return {
+            "usable": guard.usable,
+            "answered": guard.proven,
+            "outages": guard.outages,
+            "seconds_away": guard.seconds_away(),
+            "decided_locally": here,
+            "decided_locally_by_fleet": fleet,
+        }
+
     def stats(self) -> dict[str, Any]:
         """What `get_comprehensive_stats` returns."""
         process = self.process
@@ -223,7 +236,7 @@ class Runtime:
             sections[SECTIONS[kind]][name] = core.known()
         return {
             "timestamp": time.time(),
-            "store": {"usable": process.guard.usable, "answered": process.guard.proven},
+            "store": self._store_stats(),
             "fleet": {"workers": process.heartbeat.fleet_size, "worker_id": process.heartbeat.worker_id},
             **sections,
         }

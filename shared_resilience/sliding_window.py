@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from shared_resilience import validation
 from shared_resilience.commands import Argument, State
-from shared_resilience.integers import LONGEST_WAIT, to_ttl, to_wait
+from shared_resilience.integers import LONGEST_WAIT, MILLION, to_ttl, to_wait
 
 SHORTEST_WINDOW, LONGEST_WINDOW = 0.001, 366 * 86400.0
 SLOTS = 58
@@ -71,6 +71,7 @@ class Log:
     """A log as it stands at `now`; `stored` and `ttl` are what is to be written, `ttl` None: nothing."""
 
     def __init__(self, stored: State, now: int, limit: int, window: int, slot: int, share: int) -> None:
+        self._share_of_limit = limit * MILLION // share
         if share > limit:
             window, limit = -(-window * share // limit), 1
         else:
@@ -118,6 +119,9 @@ class Log:
         if self.rebased:
             return self.window + 1
         return to_wait(self.entries[self._entry_that_frees(excess)].time + self.window + 1 - self.now)
+
+    def deficit(self) -> int:
+        return min(self.used * MILLION, self._share_of_limit)
 
     def _tidy(self) -> None:
         if self.rebased:

@@ -128,6 +128,9 @@ class Bucket:
     def give(self, cost: int, since: int) -> None:
         self.take(-cost)
 
+    def deficit(self) -> int:
+        return min(self.capacity, self.capacity - self.available)
+
     def add(self, tokens: int) -> None:
         """Without writing; what would overflow is dropped."""
         self.tokens = max(self.tokens + tokens * MILLION, -LONGEST_WAIT)

@@ -145,7 +145,7 @@ LAYERS = [
     {"bulkhead_commands", "permit_commands"},
     {"fallback_cache", "held_claims", "holdings"},
     {"limiter_keys"},
-    {"announcements", "outage"},
+    {"announcements", "debts", "outage"},
     {"admission", "breaker", "checkup", "claims", "fallback", "latency", "limiter", "retries"},
     {"reservation", "slot_guard"},
     {

@@ -84,7 +84,14 @@ def test_statistics_are_plain_data(server: Server, prefix: str) -> None:
     kinds = {"rate_limiters", "circuit_breakers", "bulkheads", "retry_managers", "adaptive_timeouts"}
     kinds |= {"fallback_chains", "idempotency", "health_checkers"}
     assert set(stats) == {"timestamp", "store", "fleet", *kinds}
-    assert stats["store"] == {"usable": True, "answered": True}
+    assert stats["store"] == {
+        "usable": True,
+        "answered": True,
+        "outages": 0,
+        "seconds_away": 0.0,
+        "decided_locally": 0,
+        "decided_locally_by_fleet": 0,
+    }
     assert stats["rate_limiters"]["search"]["limits"] == {"token_bucket": {"capacity": 10, "refill_rate": 1}}
     service.close()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from redis.exceptions import InvalidResponse
@@ -19,13 +20,17 @@ from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
 from shared_resilience.commands import Command, Source
 from shared_resilience.errors import StoreUnavailableError
-from shared_resilience.heartbeat import Resource
+from shared_resilience.heartbeat import DECIDED_LOCALLY, Resource
 
 R = TypeVar("R")
 logger = logging.getLogger("shared_resilience")
 HARMLESS = (Fault.SATURATED, Fault.REJECTED)
 """Faults of one command, which say nothing about the next."""
 
+
+CHARGES_AT_ONCE = 500
+BETWEEN_CHARGES = 0.02
+"""Seconds, on average."""
 
 OF_ANOTHER_SHAPE = (TypeError, ValueError, IndexError)
 """What taking a reply apart raises that no script of ours can have sent."""
@@ -102,10 +107,9 @@ class FallbackBackend(ForThreads):
 
     async def check(self) -> None:
         try:
-            await self._beat(force=True)
+            await self._come_back()
         except StoreError as error:
             raise error.public() from error
-        self._process.guard.recovered()
 
     async def _beat(self, force: bool) -> None:
         """Sends the heartbeat, if it is due or asked for. Raises `StoreError`."""
@@ -167,6 +171,7 @@ class FallbackBackend(ForThreads):
             if cause is not None:
                 raise cause.public() from cause
             raise StoreUnavailableError("Redis is away and will be asked again by a probe; on_outage is 'raise'")
+        resource.count(DECIDED_LOCALLY)
         if on_outage == "local":
             reply = self._process.local.execute(command.share(self._workers(resource)))
         else:
@@ -174,7 +179,7 @@ class FallbackBackend(ForThreads):
         return command.operation.decode(reply, "local")
 
     def _workers(self, resource: Resource) -> int:
-        workers = resource.workers or self._expected_workers
+        workers = self._known_workers(resource)
         if workers is None and not self._warned:
             self._warned = True
             logger.warning(
@@ -182,6 +187,9 @@ class FallbackBackend(ForThreads):
                 "Pass expected_workers= to divide from the start"
             )
         return workers or 1
+
+    def _known_workers(self, resource: Resource) -> int | None:
+        return resource.workers or self._expected_workers
 
     def _launch_prober(self) -> None:
         self._process.guard.launch(self._start_prober)
@@ -204,12 +212,53 @@ class FallbackBackend(ForThreads):
         guard = self._process.guard
         try:
             await self._store.reconnect()
-            await self._beat(force=True)
+            await self._come_back()
         except StoreError as error:
-            if error.fault not in HARMLESS:
+            if error.fault in HARMLESS:
+                guard.recovered()
+            else:
                 guard.lost(error, guard.era)
-                return
+
+    async def _come_back(self) -> None:
+        """Asks Redis; if it was away, charges it for what this process has taken alone. Raises `StoreError`."""
+        guard = self._process.guard
+        if guard.usable:
+            await self._beat(force=True)
+            guard.recovered()
+            return
+        heartbeat = self._process.heartbeat
+        heartbeat.outlast(self.monotonic())
+        shares = {resource: self._known_workers(resource) or 1 for resource in heartbeat.resources()}
+        await self._beat(force=True)  # which may tell another number of workers
+        more = await self._pay(shares)
         guard.recovered()
+        if more:
+            self.background(self._pay_the_rest(shares))
+
+    async def _pay(self, shares: Mapping[Resource, int]) -> bool:
+        """Pays some of each component's debts; whether there may be more. Raises `StoreError`."""
+        more = False
+        for component in list(self._process.components.values()):
+            bill = component.bill(CHARGES_AT_ONCE, shares)
+            if bill is None:
+                continue
+            more = True
+            try:
+                await self._store.execute_all(bill.commands[:1])  # which introduces the script to a new server
+                await self._store.execute_all(bill.commands[1:])
+            except StoreError as error:
+                if error.fault.ran_not:
+                    bill.put_back()
+                raise
+        return more
+
+    async def _pay_the_rest(self, shares: Mapping[Resource, int]) -> None:
+        """Little by little, for all processes come back at about the same time."""
+        try:
+            while self._process.guard.usable and await self._pay(shares):
+                await self.sleep(random.uniform(0, 2 * BETWEEN_CHARGES))
+        except StoreError as error:
+            logger.warning("what was taken without Redis could not be told yet: %s", error)
 
 
 class AsyncFallbackBackend(ForTasks, FallbackBackend):

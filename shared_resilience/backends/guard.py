@@ -31,7 +31,9 @@ class StoreGuard:
         self._clock = clock
         self._lock = threading.Lock()
         self._pause = SHORTEST_PAUSE
+        self.outages = 0
         self._lost_at = 0.0
+        self._away = 0.0
         self._logged_at = float("-inf")
         self._prober_lives: Callable[[], bool] = lambda: False
 
@@ -43,6 +45,7 @@ class StoreGuard:
             was_usable, self.usable = self.usable, False
             if was_usable:
                 self._lost_at, self._pause = self._clock.monotonic(), SHORTEST_PAUSE
+                self.outages += 1
         self._log(error, was_usable)
         if was_usable:
             self._events.emit("store.lost", fault=error.fault.name, error=str(error))
@@ -53,9 +56,16 @@ class StoreGuard:
             was_usable, self.usable = self.usable, True
             self.era += 1
             seconds_away = self._clock.monotonic() - self._lost_at
+            if not was_usable:
+                self._away += seconds_away
         if not was_usable:
             logger.warning("Redis is back after %.1f s: limits are shared again", seconds_away)
             self._events.emit("store.recovered", seconds_away=seconds_away)
+
+    def seconds_away(self) -> float:
+        """For how long Redis has been away so far, in all outages together."""
+        with self._lock:
+            return self._away + (0.0 if self.usable else self._clock.monotonic() - self._lost_at)
 
     def launch(self, start: Callable[[float], Callable[[], bool]]) -> None:
         """Starts a prober unless one lives: `start(pause)` starts it and returns how to ask whether it lives."""

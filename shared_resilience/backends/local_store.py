@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -41,6 +42,12 @@ class LocalStore:
                 elif ttl is not None or after is not before:
                     self._write(key, after, ttl, now)
             return step.reply
+
+    def look(self, keys: Sequence[str]) -> tuple[list[State], int]:
+        """The states of `keys`, and the time."""
+        now = self.now_us()
+        with self._lock:
+            return [self._live(key, now) for key in keys], now
 
     def put(self, key: str, state: State) -> None:
         """Sets a state that stays until it is changed; None drops it."""

@@ -11,15 +11,16 @@ import secrets
 import socket
 import threading
 import weakref
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shared_resilience.backends.clock import Clock, SystemClock
 from shared_resilience.backends.forks import begin_anew_after_forks
 from shared_resilience.backends.guard import StoreGuard
 from shared_resilience.backends.local_store import LocalStore
+from shared_resilience.commands import Command
 from shared_resilience.events import Events
-from shared_resilience.heartbeat import Heartbeat
+from shared_resilience.heartbeat import Heartbeat, Resource
 from shared_resilience.keys import encode_key
 
 if TYPE_CHECKING:
@@ -56,11 +57,25 @@ class Process:
             component.after_fork()
 
 
+class Bill(NamedTuple):
+    """Commands that tell Redis what a process has taken alone; `put_back` is for when they have not run."""
+
+    commands: list[Command[Any]]
+    put_back: Callable[[], None]
+
+
 class Component:
     """What a process keeps by kind and name: one for sync and asyncio callers."""
 
     async def before_close(self, backend: Backend) -> None:
         """Gives back and tells what it holds. Raises `ResilienceError` for what it cannot."""
+
+    def bill(self, most: int, shares: Mapping[Resource, int]) -> Bill | None:
+        """What Redis is to be told of what this process has decided alone, about `most` commands; None: that was all.
+
+        `shares` says of each resource by how many this process has divided it.
+        """
+        return None
 
     def after_fork(self) -> None:
         """Drops what a forked child must not share with its parent."""
