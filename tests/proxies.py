@@ -51,6 +51,16 @@ def cut(client: socket.socket, data: bytes) -> None:
     client.shutdown(socket.SHUT_RDWR)
 
 
+def late(seconds: float) -> Treatment:
+    """All of it, but after `seconds`."""
+
+    def send(client: socket.socket, data: bytes) -> None:
+        time.sleep(seconds)  # this is the fault
+        client.sendall(data)
+
+    return send
+
+
 def instead(reply: bytes) -> Treatment:
     """Another reply than that of the server."""
 
@@ -72,9 +82,8 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._open: list[socket.socket] = []
+        self._pairs: list[tuple[tuple[socket.socket, ...], list[threading.Thread]]] = []
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
-        self._pumps: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         self._acceptor.start()
@@ -88,25 +97,44 @@ class Proxy:
         self._acceptor.join(10)
         self._listener.close()
         self.reads.set()
-        for end in self._open:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for pump in self._pumps:
-            pump.join(10)
-        for end in self._open:
-            end.close()
+        self.cut_all()
+        for _, pumps in self._pairs:
+            for pump in pumps:
+                pump.join(10)
+        self._forget_what_has_ended()
+
+    def cut_all(self) -> None:
+        """Ends all connections that there are."""
+        for ends, _ in list(self._pairs):
+            for end in ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 self.accepted += 1
+                self._forget_what_has_ended()
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                server = socket.create_connection(("127.0.0.1", self._server_port))
-                self._open += [client, server]
-                for pump in (self._to_server, self._to_client):
-                    self._pumps.append(threading.Thread(target=pump, args=(client, server), daemon=True))
-                    self._pumps[-1].start()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._server_port))
+                except OSError:  # the server is down: so it is for the client
+                    client.close()
+                    continue
+                self._begin(client, server)
+
+    def _begin(self, *ends: socket.socket) -> None:
+        pumps = [threading.Thread(target=pump, args=ends, daemon=True) for pump in (self._to_server, self._to_client)]
+        self._pairs.append((ends, pumps))
+        for pump in pumps:
+            pump.start()
+
+    def _forget_what_has_ended(self) -> None:
+        for pair in [pair for pair in self._pairs if not any(pump.is_alive() for pump in pair[1])]:
+            self._pairs.remove(pair)
+            for end in pair[0]:
+                end.close()
 
     def _to_server(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError):

@@ -372,6 +372,22 @@ def test_a_probe_that_is_given_back_after_the_clock_went_back_is_gone(store: Lan
     fleet.teardown()
 
 
+def test_a_circuit_that_fails_its_probe_and_then_heals_goes_through_all_states(store: Lane) -> None:
+    Fleet.lane, Fleet.visited = store, set()
+    fleet = Fleet()
+    fleet.begin()
+    fleet.the_dependency_breaks_for_all(OLD, 3)
+    fleet.ask_when_the_open_time_is_over("w0", OLD, 0)
+    fleet.settle_a_probe(OLD, 0, "failure")
+    fleet.ask_when_the_open_time_is_over("w1", OLD, 0)
+    fleet.settle_a_probe(OLD, 0, "success")
+    for _ in range(OLD.success_threshold - 1):
+        fleet.probe_at_once("w0", OLD, "success")
+
+    assert Fleet.visited >= {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")}
+    fleet.teardown()
+
+
 def test_script_twin_and_model_go_through_the_same_histories(store: Lane, lane: str) -> None:
     Fleet.lane, Fleet.visited = store, set()
     examples = 60 if lane != "fakeredis" else 40
@@ -383,4 +399,4 @@ def test_script_twin_and_model_go_through_the_same_histories(store: Lane, lane: 
         ),
     )
 
-    assert Fleet.visited >= {("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")}
+    assert Fleet.visited >= {("closed", "open"), ("open", "half_open")}
