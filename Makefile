@@ -10,6 +10,9 @@ LIMIT ?=
 # For a look: make bench BENCH="--quick", or BENCH="--only trips:bucket --runs 1"
 BENCH ?=
 
+# For an hour of faults alone, by a schedule that repeats: make soak SOAK="--decisions 0 --minutes 0 --storm 60 --seed 7"
+SOAK ?=
+
 .PHONY: help demo api test test-quick test-oldest mutants bench soak lint clean
 
 help:
@@ -20,7 +23,7 @@ help:
 	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
 	@echo "make mutants      small mistakes in scripts and core, which the tests must find (PART=, ONLY=file, LIMIT=)"
 	@echo "make bench        what decisions cost, beside other libraries; writes docs/performance.md (BENCH=options)"
-	@echo "make soak         three million decisions, exact and flat; a minute of processes killed inside a bulkhead"
+	@echo "make soak         millions of decisions, exact and flat; processes killed; a storm of faults (SOAK=options)"
 	@echo "make lint         ruff, mypy --strict, luacheck on the composed scripts"
 
 .venv/.installed: pyproject.toml
@@ -69,7 +72,7 @@ bench: .venv/.bench
 	PYTHONPATH=.:tests $(BIN)/python -m benchmarks $(BENCH)
 
 soak: .venv/.bench
-	PYTHONPATH=.:tests $(BIN)/python -m benchmarks.soak
+	PYTHONPATH=.:tests:tests/faults $(BIN)/python -m benchmarks.soak $(SOAK)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.soak`: a million decisions by threads, by tasks, and from leases; then a minute in a bulkhead.
+"""`python -m benchmarks.soak`: millions of decisions, then processes that are killed, and at last a storm of faults.
 
 Decisions are of many keys and a few hot ones, on a server of its own. Tokens come back so slowly that none does in
 time: of n attempts for a key, min(n, capacity) must have been allowed, neither more nor less. What is held, on both
-sides, must not grow. In the bulkhead, processes are killed and stopped.
+sides, must not grow. In the bulkhead, processes are killed and stopped. In the storm so are Redis and the workers, by
+a schedule that its seed repeats; see tests/faults.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
+from storm import Vitals, storm
+from verdict import found_wrong, read, summary
 
 from benchmarks import bulkhead_soak
 from benchmarks.ground import Ground, ground, key
@@ -39,6 +42,7 @@ LONGEST = 190.0
 """Seconds for each of the three parts: all of them fit into ten minutes."""
 
 SHOWN_EVERY = 5.0
+STORM_SHOWN_EVERY = 60.0
 MOST_SHOWN = 20
 PEEKED = 200
 """Of so many keys is asked at the end what remains."""
@@ -234,16 +238,45 @@ def soak_bulkhead(seconds: float, console: Console) -> list[str]:
     return [f"bulkhead: {fault}" for fault in course.wrong]
 
 
+def soak_storm(seed: int, seconds: float, console: Console) -> list[str]:
+    """Redis and workers killed, frozen, flushed and cut off under load. Returns what was wrong."""
+    shown = time.monotonic()
+
+    def show(vitals: Vitals, faults: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= STORM_SHOWN_EVERY:
+            shown = time.monotonic()
+            ours, server = vitals.resident_bytes / MEGABYTE, vitals.used_memory_bytes / MEGABYTE
+            console.print(
+                f"storm  {faults} faults   resident {ours:.1f} MB   used_memory {server:.1f} MB   "
+                f"connections {vitals.connections}   open files {vitals.open_files}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    with storm(seed, seconds, show) as course:
+        records = read(course)
+        wrong = found_wrong(course, records)
+        console.print(f"storm: {summary(course, records)}", highlight=False, soft_wrap=True)
+    return [f"storm: {fault}" for fault in wrong]
+
+
 def main() -> int:
     """The exit code: 0 if all counts are right and nothing grew."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--decisions", type=int, default=1_000_000, help="of each part, at least 1,000")
+    parser.add_argument("--decisions", type=int, default=1_000_000, help="of each part, at least 1,000; 0: none")
     parser.add_argument("--interval", type=float, default=0.25, help="seconds between two samples")
     parser.add_argument("--minutes", type=float, default=1.0, help="of processes that are killed inside a bulkhead")
+    parser.add_argument("--storm", type=float, default=5.0, help="minutes of a storm of faults")
+    parser.add_argument("--seed", type=int, default=None, help="of the storm; by default another one each time")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
-    wrong = soak(max(1000, options.decisions), options.interval, console)
-    wrong += soak_bulkhead(60 * options.minutes, console)
+    wrong = soak(max(1000, options.decisions), options.interval, console) if options.decisions else []
+    if options.minutes:
+        wrong += soak_bulkhead(60 * options.minutes, console)
+    if options.storm:
+        seed = random.randrange(2**31) if options.seed is None else options.seed
+        wrong += soak_storm(seed, 60 * options.storm, console)
     for fault in wrong[:MOST_SHOWN]:
         console.print(fault, highlight=False, markup=False, soft_wrap=True)
     return 1 if wrong else 0

@@ -6,7 +6,7 @@ for each line, so that what is written survives a kill.
 | `allowed ASKED ANSWERED SOURCE` | a limit let a call pass |
 | `in TOKEN SAFE_UNTIL TIME`, `out TOKEN LOST TIME` | a call went into the bulkhead of one, and left it |
 | `run KEY TIME`, `ran KEY TIME` | a call under a key began and ended |
-| `replied KEY TIME` | its caller has the result |
+| `lost TIME`, `recovered TIME` | Redis is away, and is back |
 | `slow WHAT ASKED ANSWERED` | a decision took longer than it may |
 | `wrong WHAT ERROR` | an exception that nobody has asked for |
 | `now TIME SOURCE` | every now and then: it lives, and who decides |
@@ -31,6 +31,7 @@ from shared_resilience import (
     BulkheadConfig,
     BulkheadFullError,
     CircuitBreakerConfig,
+    Event,
     FallbackLevel,
     IdempotencyConfig,
     IdempotencyConflictError,
@@ -73,7 +74,7 @@ class Form:
             time.sleep(seconds)  # noqa: ASYNC251  # of a coroutine that is stepped by a thread
 
     def entered(self, guard: Any) -> AbstractAsyncContextManager[Any]:
-        return guard if self.asynchronous else _entered(guard)  # type: ignore[no-any-return]
+        return guard if self.asynchronous else _entered(guard)
 
     def function(self, work: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
         """`work` as users write it in this form."""
@@ -106,7 +107,8 @@ class Worker:
 
     def __init__(self, url: str, folder: str, seed: int, asynchronous: bool) -> None:
         self._form = Form(asynchronous)
-        self._service: Any = ResilienceService.from_url(url, expected_workers=CREW)
+        self._log = os.open(Path(folder) / str(os.getpid()), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        self._service: Any = ResilienceService.from_url(url, expected_workers=CREW, listeners=[self._hear])
         make: Any = self._service.aio if asynchronous else self._service
         self._limiter = make.get_or_create_rate_limiter("api", BUCKET)
         self._bulkhead = make.get_or_create_bulkhead("lock", LOCK)
@@ -121,11 +123,14 @@ class Worker:
             timeout_config=TimeoutConfig(),
         )
         self._random = random.Random(seed)
-        self._log = os.open(Path(folder) / str(os.getpid()), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         self._source = "none"
 
     def _note(self, *words: object) -> None:
         os.write(self._log, (" ".join(map(str, words)) + "\n").encode())
+
+    def _hear(self, event: Event) -> None:
+        if event.name in ("store.lost", "store.recovered"):
+            self._note(event.name.removeprefix("store."), time.monotonic())
 
     def work(self) -> None:
         """Never returns."""
@@ -187,7 +192,6 @@ class Worker:
             return
         if result != key:
             self._note("wrong", "orders", f"the result of {key} is {result!r}")
-        self._note("replied", key, time.monotonic())
         await self._form.pause(0.03)
 
     async def _upstream(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from crew import BUCKET, CREW
-from storm import LOSES_STATE, OF_WORKERS, Course, Vitals
+from storm import LOSES_STATE, OF_WORKERS, Course, Fault, Vitals
 
 RETURNS_WITHIN = 2.0
 """Seconds until all decide together again, after Redis is back."""
@@ -19,25 +20,28 @@ RETURNS_WITHIN = 2.0
 WINDOWS = (1.0, 5.0, 20.0, 60.0)
 """Seconds of the intervals in which admissions are counted, beside the whole storm."""
 
+UNDERWAY = 1.5
+"""Seconds from an answer of Redis until it is written down what came of it: its process may have been paused."""
+
 TOLERANCES = Vitals(resident_bytes=12_000_000, open_files=12, connections=30, used_memory_bytes=8_000_000)
 """How much more the last quarter may hold than the second; by then all has been seen once."""
 
 
 class Stay(NamedTuple):
-    """A call that was inside, or under a key, in one process; `done` if its caller has had the result."""
+    """A call that was inside, or under a key, in one process."""
 
     process: int
     began: float
     ended: float
-    done: bool = True
 
 
 @dataclass(slots=True)
 class Records:
-    """What all workers have written down."""
+    """What all workers have written down; `away` is when and for how long each of them was without Redis."""
 
     allowed: list[tuple[float, float]] = field(default_factory=list)
     local: int = 0
+    away: list[Fault] = field(default_factory=list)
     stays: list[Stay] = field(default_factory=list)
     runs: dict[str, list[Stay]] = field(default_factory=lambda: defaultdict(list))
     slow: list[tuple[int, float, float]] = field(default_factory=list)
@@ -51,43 +55,78 @@ def read(course: Course) -> Records:
     killed = {fault.process: fault.ended for fault in course.faults if fault.name == "worker killed"}
     for path in sorted(course.folder.iterdir()):
         process = int(path.name)
-        _read(records, process, path, killed.get(process, course.ended))
+        Diary(process, records, killed.get(process, course.ended)).read(path)
     records.allowed.sort()
     return records
 
 
-def _read(records: Records, process: int, path: Path, end: float) -> None:
-    inside: dict[str, tuple[float, float]] = {}
-    under: dict[str, tuple[float, float]] = {}
-    replied: set[str] = set()
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    for line in lines:
-        what, *words = line.split(" ")
-        match what:
-            case "allowed":
-                records.allowed.append((float(words[0]), float(words[1])))
-                records.local += words[2] == "local"
-            case "in":
-                inside[words[0]] = float(words[2]), float(words[1])
-            case "out":
-                began, _ = inside.pop(words[0])
-                if words[1] == "0":
-                    records.stays.append(Stay(process, began, float(words[2])))
-            case "run":
-                under[words[0]] = float(words[1]), end
-            case "ran":
-                under[words[0]] = under[words[0]][0], float(words[1])
-            case "replied":
-                replied.add(words[0])
-            case "slow":
-                records.slow.append((process, float(words[1]), float(words[2])))
-            case "wrong":
-                records.wrong.append(f"process {process}: {' '.join(words)}")
-            case "now":
-                records.last[process] = float(words[0]), words[1]
-    records.stays += [Stay(process, began, min(end, safe)) for began, safe in inside.values()]
-    for key, (began, ended) in under.items():
-        records.runs[key].append(Stay(process, began, ended, key in replied))
+class Diary:
+    """What one worker has written down: a method for each kind of line."""
+
+    def __init__(self, process: int, records: Records, end: float) -> None:
+        self._process, self._records, self._end = process, records, end
+        self._inside: dict[str, tuple[float, float]] = {}
+        self._under: dict[str, tuple[float, float]] = {}
+        self._lost: float | None = None
+        self._kinds: dict[str, Callable[..., None]] = {
+            "allowed": self._allowed,
+            "in": self._in,
+            "out": self._out,
+            "run": self._run,
+            "ran": self._ran,
+            "lost": self._away,
+            "recovered": self._recovered,
+            "slow": self._slow,
+            "wrong": self._wrong,
+            "now": self._now,
+        }
+
+    def read(self, path: Path) -> None:
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        for line in lines:
+            what, *words = line.split(" ")
+            self._kinds[what](*words)
+        stays, runs, process = self._records.stays, self._records.runs, self._process
+        stays += [Stay(process, began, min(self._end, safe)) for began, safe in self._inside.values()]
+        for key, (began, ended) in self._under.items():
+            runs[key].append(Stay(process, began, ended))
+        if self._lost is not None:
+            self._recovered(str(self._end))
+
+    def _allowed(self, asked: str, answered: str, source: str) -> None:
+        self._records.allowed.append((float(asked), float(answered)))
+        self._records.local += source == "local"
+
+    def _in(self, token: str, safe_until: str, at: str) -> None:
+        self._inside[token] = float(at), float(safe_until)
+
+    def _out(self, token: str, lost: str, at: str) -> None:
+        began, _ = self._inside.pop(token)
+        if lost == "0":
+            self._records.stays.append(Stay(self._process, began, float(at)))
+
+    def _run(self, key: str, at: str) -> None:
+        self._under[key] = float(at), self._end
+
+    def _ran(self, key: str, at: str) -> None:
+        self._under[key] = self._under[key][0], float(at)
+
+    def _away(self, at: str) -> None:
+        self._lost = float(at)
+
+    def _recovered(self, at: str) -> None:
+        if self._lost is not None:
+            self._records.away.append(Fault("away", self._lost, float(at), self._process))
+            self._lost = None
+
+    def _slow(self, what: str, asked: str, answered: str) -> None:
+        self._records.slow.append((self._process, float(asked), float(answered)))
+
+    def _wrong(self, *words: str) -> None:
+        self._records.wrong.append(f"process {self._process}: {' '.join(words)}")
+
+    def _now(self, at: str, source: str) -> None:
+        self._records.last[self._process] = float(at), source
 
 
 def found_wrong(course: Course, records: Records) -> list[str]:
@@ -103,18 +142,28 @@ def found_wrong(course: Course, records: Records) -> list[str]:
     ]
 
 
-def allowance(course: Course, began: float, ended: float) -> float:
-    """What may be allowed from `began` to `ended`: what the bucket says, and for each fault that acts then
+def outages(course: Course, records: Records) -> list[Fault]:
+    """Whatever may have kept workers from deciding together: faults of Redis, and when a busy machine was too late."""
+    done = [fault for fault in course.faults if fault.name not in OF_WORKERS]
+    return done + [
+        away
+        for away in records.away
+        if not any(fault.began <= away.began <= fault.ended + RETURNS_WITHIN for fault in done)
+    ]
 
-    at most once its capacity by full local shares, once more by a state that is lost or not yet charged, and its rate
-    for as long as some decide alone and others do not.
+
+def beyond(faults: list[Fault], began: float, ended: float) -> float:
+    """What `faults` may let through from `began` to `ended`, beside what the limit does.
+
+    Each of them its capacity once by full local shares, once more by a state that is lost or not charged yet, and its
+    rate for as long as some decide alone and others do not.
     """
-    most = BUCKET.capacity + BUCKET.refill_rate * (ended - began)
-    for fault in course.faults:
+    most = 0.0
+    for fault in faults:
         over = fault.ended + RETURNS_WITHIN
-        if fault.name not in OF_WORKERS and fault.began <= ended and over >= began:
+        if fault.began <= ended and over >= began:
             apart = min(over, ended) - max(fault.began, began)
-            most += 2 * BUCKET.capacity + BUCKET.refill_rate * max(0.0, apart)
+            most += 2 * BUCKET.capacity + BUCKET.refill_rate * apart
     return most
 
 
@@ -126,15 +175,12 @@ def excess(records: Records, began: float, ended: float) -> float:
 
 
 def _too_many(course: Course, records: Records) -> Iterator[str]:
+    faults = outages(course, records)
     for length in (*WINDOWS, course.ended - course.began):
-        worst, at = -float("inf"), course.began
         for start in _starts(course, length):
-            most = allowance(course, start, start + length) - BUCKET.capacity - BUCKET.refill_rate * length
-            over = excess(records, start, start + length) - most
-            if over > worst:
-                worst, at = over, start
-        if worst > 0:
-            yield f"in the {length:.0f} s from {at - course.began:.1f} on, {worst:.0f} too many were allowed"
+            over = excess(records, start, start + length) - beyond(faults, start, start + length)
+            if over > 0:
+                yield f"in the {length:.0f} s from {start - course.began:.1f} on, {over:.0f} too many were allowed"
 
 
 def _starts(course: Course, length: float) -> Iterable[float]:
@@ -144,8 +190,17 @@ def _starts(course: Course, length: float) -> Iterable[float]:
 
 
 def _lost_between(course: Course, began: float, ended: float) -> bool:
-    """Whether Redis may have lost its state from `began` to `ended`."""
-    return any(fault.name == LOSES_STATE and fault.ended >= began and fault.began <= ended for fault in course.faults)
+    """Whether Redis may have lost what it said shortly before `began`, and not yet by `ended`."""
+    lost = [fault for fault in course.faults if fault.name == LOSES_STATE]
+    return any(fault.ended >= began - UNDERWAY and fault.began <= ended for fault in lost)
+
+
+def _around(course: Course, began: float, ended: float) -> str:
+    """The faults about that time, in seconds since `began`."""
+    near = [fault for fault in course.faults if fault.ended >= began - 5 and fault.began <= ended + 1]
+    return "; ".join(
+        f"{fault.name} {fault.process or ''} {fault.began - began:.3f} … {fault.ended - began:.3f}" for fault in near
+    )
 
 
 def _together(course: Course, stays: list[Stay]) -> Iterator[str]:
@@ -153,7 +208,10 @@ def _together(course: Course, stays: list[Stay]) -> Iterator[str]:
     longest = Stay(0, 0.0, 0.0)
     for stay in ordered:
         if stay.began < longest.ended and not _lost_between(course, longest.began, stay.began):
-            yield f"{stay} went into the bulkhead of one while {longest} was inside"
+            yield (
+                f"{stay} went into the bulkhead of one while {longest} was inside "
+                f"({_around(course, longest.began, stay.began)})"
+            )
         if stay.ended > longest.ended:
             longest = stay
 
@@ -162,10 +220,11 @@ def _made_twice(course: Course, records: Records) -> Iterator[str]:
     killed = {fault.process: fault.began for fault in course.faults if fault.name == "worker killed"}
     for key, runs in records.runs.items():
         ordered = sorted(runs, key=lambda run: run.began)
-        for before, after in zip(ordered, ordered[1:], strict=False):
+        for before, after in pairwise(ordered):
             died = killed.get(before.process, float("inf")) < after.began
             if not died and not _lost_between(course, before.began, after.began):
-                yield f"the call under {key} was made by {before} and again by {after}"
+                near = _around(course, before.began, after.began)
+                yield f"the call under {key} was made by {before} and again by {after} ({near})"
 
 
 def _too_slow(course: Course, records: Records) -> Iterator[str]:
@@ -210,12 +269,12 @@ def summary(course: Course, records: Records) -> str:
     allowed = len(records.allowed)
     whole = BUCKET.capacity + BUCKET.refill_rate * length
     worst = max(excess(records, start, start + 1.0) for start in _starts(course, 1.0))
+    late = len(outages(course, records)) + len([f for f in course.faults if f.name in OF_WORKERS]) - len(course.faults)
     made = sum(map(len, records.runs.values()))
     return (
         f"seed {course.seed}, {length:.0f} s, {len(course.faults)} faults: {course.words()}\n"
-        f"{allowed:,} calls were allowed, {records.local:,} of them locally: {allowed / whole:.2f} × what the limit says; "
-        f"in the worst second {max(0.0, worst):.0f} above capacity + rate\n"
+        f"{allowed:,} calls were allowed, {records.local:,} of them locally: {allowed / whole:.2f} × what the limit "
+        f"says; in the worst second {max(0.0, worst):.0f} above capacity + rate; {late} times Redis was just late\n"
         f"{len(records.stays):,} stays in the bulkhead of one, {made:,} runs under {len(records.runs):,} keys, "
         f"{len(records.wrong)} exceptions that nobody asked for"
     )
-
