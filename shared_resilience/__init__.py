@@ -11,6 +11,7 @@ from shared_resilience.codecs import Codec
 from shared_resilience.deadline import Deadline, deadline, deadline_from, deadline_headers, remaining
 from shared_resilience.decision import Decision
 from shared_resilience.decorator import Resilient, get_resilience_service, resilient
+from shared_resilience.diagnosis import Diagnosis, Finding
 from shared_resilience.errors import (
     BulkheadFullError,
     CircuitBreakerOpenError,
@@ -77,6 +78,7 @@ __all__ = [
     "Deadline",
     "DeadlineExceeded",
     "Decision",
+    "Diagnosis",
     "EncodingError",
     "Event",
     "FallbackChain",
@@ -84,6 +86,7 @@ __all__ = [
     "FallbackExhaustedError",
     "FallbackLevel",
     "FallbackResult",
+    "Finding",
     "Health",
     "HealthCheckConfig",
     "HealthCheckResult",

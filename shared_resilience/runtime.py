@@ -19,7 +19,9 @@ from shared_resilience.checkup import Checkup, checkups_of
 from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.claims import Claims
 from shared_resilience.commands import Command
-from shared_resilience.errors import ResilienceError
+from shared_resilience.diagnosis import Diagnosis
+from shared_resilience.doctor import examine
+from shared_resilience.errors import ResilienceError, StoreConfigurationError
 from shared_resilience.fallback import Fallback
 from shared_resilience.fallback_config import FallbackConfig
 from shared_resilience.fleet import Worker
@@ -65,6 +67,7 @@ class Runtime:
         self.backends = backends
         self.on_outage = options.on_outage
         self._sync_interval = options.sync_interval
+        self._command_timeout = options.command_timeout
         self._local_backends = Backends(lambda: LocalBackend(process), lambda: AsyncLocalBackend(process))
         self._compositions: dict[str, Composition] = {}
         process.events.add(options.listeners)
@@ -181,6 +184,14 @@ class Runtime:
         heartbeat = self.process.heartbeat
         await backend.run(heartbeat.enlist(), heartbeat.whole_fleet)
         return await backend.run(heartbeat.roll.workers(), heartbeat.whole_fleet)
+
+    async def check(self, backend: Backend) -> Diagnosis:
+        """What a self-check finds. Raises `StoreUnavailableError` or `StoreConfigurationError`."""
+        diagnosis = await examine(backend, self.process.prefix, self._command_timeout)
+        if errors := diagnosis.of("error"):
+            raise StoreConfigurationError("; ".join(f"{one.subject}: {one.found} → {one.remedy}" for one in errors))
+        await backend.check()
+        return diagnosis
 
     async def health(self, backend: Backend, check_type: HealthCheckType) -> Health:
         """What all checks of a type say, and, where it is to be ready, whether Redis decides."""

@@ -11,6 +11,7 @@ from shared_resilience.bulkhead import AsyncBulkhead, Bulkhead
 from shared_resilience.bulkhead_config import BulkheadConfig
 from shared_resilience.circuit_breaker import AsyncCircuitBreaker, CircuitBreaker
 from shared_resilience.circuit_config import CircuitBreakerConfig
+from shared_resilience.diagnosis import Diagnosis
 from shared_resilience.fallback_chain import AsyncFallbackChain, FallbackChain
 from shared_resilience.fallback_config import FallbackConfig
 from shared_resilience.fleet import Worker
@@ -35,9 +36,8 @@ from shared_resilience.timeout_config import TimeoutConfig
 class ResilienceService(OfRuntime):
     """Components that a fleet of processes shares through one Redis.
 
-    `client` and `async_client` are clients of redis-py, for one server or a cluster; their pools are used, never their
-    retries. `from_url` makes both. All services of a process that name the same server and prefix share their state.
-    Nothing connects before the first call.
+    `client` and `async_client` are clients of redis-py, for one server or a cluster; their pools are used, as of the
+    first call, never their retries. `from_url` makes both. All services of a process, server and prefix share their state.
 
     Options, all by keyword:
 
@@ -206,15 +206,15 @@ class ResilienceService(OfRuntime):
         return step(self._runtime.health(self._runtime.backends.blocking, check_type))
 
     def fleet(self) -> list[Worker]:
-        """The processes that were seen in the last seconds, this one among them, the last seen first.
-
-        Seen are those that make calls or check their health. While Redis is away: this process alone.
-        """
+        """The processes seen in the last seconds, the last seen first; while Redis is away, this one alone."""
         return step(self._runtime.workers(self._runtime.backends.blocking))
 
-    def check(self) -> None:
-        """Asks Redis now. Raises `StoreUnavailableError` or `StoreConfigurationError` if it cannot decide."""
-        step(self._runtime.backends.blocking.check())
+    def check(self) -> Diagnosis:
+        """Looks at Redis now: what it is like, what does not suit, and what to do about that; for people, as a text.
+
+        Raises `StoreUnavailableError` or `StoreConfigurationError` if it cannot decide.
+        """
+        return step(self._runtime.check(self._runtime.backends.blocking))
 
     def close(self) -> None:
         """Gives leased tokens back, tells what is untold, and closes the connections that this service made."""
@@ -305,8 +305,8 @@ class AsyncResilienceService(OfRuntime):
     async def fleet(self) -> list[Worker]:
         return await self._runtime.workers(self._runtime.backends.suspending)
 
-    async def check(self) -> None:
-        await self._runtime.backends.suspending.check()
+    async def check(self) -> Diagnosis:
+        return await self._runtime.check(self._runtime.backends.suspending)
 
     async def close(self) -> None:
         await self._runtime.close(self._runtime.backends.suspending)

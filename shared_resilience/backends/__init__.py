@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Hashable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from shared_resilience.commands import Command, Source
+from shared_resilience.commands import Argument, Command, Source
 from shared_resilience.heartbeat import Resource
 
 if TYPE_CHECKING:
@@ -53,6 +53,12 @@ class Backend(Protocol):
 
     async def check(self) -> None:
         """Asks Redis now. Raises `StoreUnavailableError` or `StoreConfigurationError`."""
+
+    async def inquire(self, key: str, questions: Sequence[tuple[Argument, ...]]) -> list[Any] | None:
+        """What the server that has `key` replies to plain commands, a refusal being an exception; None: there is none.
+
+        Raises `StoreUnavailableError` or `StoreConfigurationError` where there is no reply.
+        """
 
     async def close(self) -> None:
         """Reports what was counted and ends what still runs; the backend can be used again."""

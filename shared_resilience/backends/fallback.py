@@ -7,8 +7,8 @@ import logging
 import random
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from redis.exceptions import InvalidResponse
 
@@ -18,7 +18,7 @@ from shared_resilience.backends.faults import Fault, StoreError
 from shared_resilience.backends.forms import ForTasks, ForThreads
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
-from shared_resilience.commands import Command, Source
+from shared_resilience.commands import Argument, Command, Source
 from shared_resilience.errors import StoreUnavailableError
 from shared_resilience.heartbeat import DECIDED_LOCALLY, Resource
 
@@ -108,6 +108,12 @@ class FallbackBackend(ForThreads):
     async def check(self) -> None:
         try:
             await self._come_back()
+        except StoreError as error:
+            raise error.public() from error
+
+    async def inquire(self, key: str, questions: Sequence[tuple[Argument, ...]]) -> list[Any] | None:
+        try:
+            return await self._store.inquire(key, questions)
         except StoreError as error:
             raise error.public() from error
 

@@ -18,18 +18,13 @@ class StoreError(Exception):
 
     def __init__(self, error: Exception, sent: bool) -> None:
         self.fault = classify(error, sent)
+        self._remedy = _remedy(error) if self.fault is Fault.CONFIGURATION else ""
         super().__init__(f"{type(error).__name__}: {error}")
 
     def public(self) -> StoreUnavailableError | StoreConfigurationError:
         if self.fault is Fault.CONFIGURATION:
-            return StoreConfigurationError(f"{str(self).rstrip('.')}. {_REMEDY}")
+            return StoreConfigurationError(f"{str(self).rstrip('.')}. {self._remedy}")
         return StoreUnavailableError(f"{self.fault.value} ({self})")
-
-
-_REMEDY = (
-    "Check user and password, the permissions of that user (EVALSHA, SCRIPT LOAD, TIME and the commands of the scripts "
-    "on the prefix's keys), and that a Redis Cluster is given as a RedisCluster client."
-)
 
 
 class Fault(Enum):
@@ -87,6 +82,25 @@ _BY_CLASS: tuple[tuple[type[Exception], Fault], ...] = (
     (redis_errors.ClusterError, Fault.NOT_NOW),
     (redis_errors.RedisClusterException, Fault.CONFIGURATION),
 )
+
+
+_REMEDIES = (
+    (
+        re.compile(r"permission|can't run this command|can't access at least one of the keys|NOPERM", re.I),
+        "The user lacks permissions: `shared-resilience doctor` names them, `shared-resilience acl` prints them all.",
+    ),
+    (
+        re.compile(r"Moved|\bAsk|slot|cluster|EVALSHA - ", re.I),
+        "A Redis Cluster is to be given as a RedisCluster client.",
+    ),
+    (re.compile(r"Auth|password", re.I), "Check user and password, or the URL that names them."),
+)
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a refusal of this client."""
+    text = f"{type(error).__name__}: {error}"
+    return next((remedy for what, remedy in _REMEDIES if what.search(text)), "`shared-resilience doctor` looks closer.")
 
 
 def classify(error: Exception, sent: bool) -> Fault:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from shared_resilience.backends import OnOutage
 from shared_resilience.backends.forms import ForTasks, ForThreads
-from shared_resilience.commands import Command, Source
+from shared_resilience.commands import Argument, Command, Source
 from shared_resilience.heartbeat import Resource
 
 R = TypeVar("R")
@@ -33,6 +34,9 @@ class LocalBackend(ForThreads):
 
     async def check(self) -> None:
         """There is nothing that could be away."""
+
+    async def inquire(self, key: str, questions: Sequence[tuple[Argument, ...]]) -> list[Any] | None:
+        return None
 
     async def close(self) -> None:
         """There is nothing to report."""

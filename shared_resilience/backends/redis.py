@@ -83,6 +83,10 @@ class RedisStore:
                 replies[index] = await self.refused(commands[index], reply)
         return replies
 
+    async def inquire(self, key: str, questions: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """What the server that has `key` replies to plain commands, refusals among it. Raises `StoreError`."""
+        return await self._wire.exchange([Request(key, question) for question in questions]) if questions else []
+
     async def close(self) -> None:
         """As `Wire.close`."""
         await self._wire.close()

@@ -26,6 +26,7 @@ from shared_resilience.backends.redis import Request
 from shared_resilience.commands import Argument
 
 T = TypeVar("T")
+OF_TWO_WORDS = ("ACL", "CLUSTER", "MEMORY", "SCRIPT")
 MOST_IDLE = 64
 """Connections that wait for the next caller."""
 
@@ -187,5 +188,8 @@ class ClusterWire:
 
 def joined(request: Request) -> tuple[Argument | bytes, ...]:
     """The parts as redis-py wants them: a command of two words is one part."""
-    first, second, *rest = request.parts
-    return (f"{first!s} {second!s}", *rest) if first == "SCRIPT" else request.parts
+    first, *others = request.parts
+    if first not in OF_TWO_WORDS:
+        return request.parts
+    second, *rest = others
+    return (f"{first!s} {second!s}", *rest)

@@ -1,0 +1,39 @@
+"""What a user of Redis must be permitted, worked out from the scripts and from what the client sends besides."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from shared_resilience import scripts
+
+_CALLED = re.compile(r'redis\.p?call\(\s*"([A-Z]+)"')
+
+CLIENT = ("evalsha", "script|load", "subscribe", "unsubscribe")
+"""Sent by the client; the last two hear who may go into a bulkhead, or that a call that is made once is over."""
+
+OF_CLUSTERS = ("cluster|slots", "command")
+"""Sent by redis-py's cluster clients."""
+
+OF_OPERATORS = ("scan", "unlink", "info", "dbsize", "memory|usage", "script|exists", "acl|whoami", "cluster|info")
+"""For `reset_all`, and for all that a self-check looks at."""
+
+
+@cache
+def commands_of_scripts() -> tuple[str, ...]:
+    """The commands that scripts call, in small letters, sorted."""
+    texts = (scripts.load(name).text for name in scripts.names())
+    return tuple(sorted({command.lower() for text in texts for command in _CALLED.findall(text)}))
+
+
+def rules(prefix: str, *, cluster: bool = False, operator: bool = False) -> str:
+    """The rules of an ACL that permit the keys and channels of `prefix` and the commands that are needed, no more."""
+    commands = [*CLIENT, *commands_of_scripts()]
+    commands += OF_CLUSTERS if cluster else ()
+    commands += OF_OPERATORS if operator else ()
+    return " ".join([f"~{prefix}:*", f"&{prefix}:*", *(f"+{command}" for command in dict.fromkeys(commands))])
+
+
+def line(prefix: str, user: str, *, cluster: bool = False, operator: bool = False) -> str:
+    """A line for redis-cli that makes `user`, who may do what is needed and nothing else, with a password to put in."""
+    return f"ACL SETUSER {user} reset on >PASSWORD {rules(prefix, cluster=cluster, operator=operator)}"
