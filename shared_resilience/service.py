@@ -37,7 +37,7 @@ class ResilienceService(OfRuntime):
     """Components that a fleet of processes shares through one Redis.
 
     `client` and `async_client` are clients of redis-py, for one server or a cluster; their pools are used, as of the
-    first call, never their retries. `from_url` makes both. All services of a process, server and prefix share their state.
+    first call, never their retries. `from_url` makes both. Services of a process, server and prefix share their state.
 
     Options, all by keyword:
 

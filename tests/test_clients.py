@@ -22,6 +22,7 @@ from shared_resilience import (
     ResilienceService,
     StoreConfigurationError,
     TokenBucket,
+    acl,
 )
 from shared_resilience.backends.clients import redacted
 
@@ -224,21 +225,7 @@ def test_a_wrong_password_is_one_clear_error_on_every_call(locked_server: Server
 
 def test_a_user_who_may_not_eval_gets_the_script_by_load(own_server: Server, prefix: str) -> None:
     with own_server.client() as admin:
-        admin.execute_command(
-            *f"ACL SETUSER w on >pw resetkeys ~{prefix}:* -@all +evalsha +script|load +time".split(),
-            *[
-                "+hmget",
-                "+hset",
-                "+pexpire",
-                "+hincrby",
-                "+hgetall",
-                "+hlen",
-                "+zadd",
-                "+zremrangebyscore",
-                "+zcard",
-                "+del",
-            ],
-        )
+        admin.execute_command(*f"ACL SETUSER w reset on >pw {acl.rules(prefix)}".split())
     service = ResilienceService.from_url(
         own_server.url.replace("//", "//w:pw@"), prefix=prefix, command_timeout=PATIENT
     )

@@ -91,7 +91,7 @@ _REMEDIES = (
     ),
     (
         re.compile(r"Moved|\bAsk|slot|cluster|EVALSHA - ", re.I),
-        "A Redis Cluster is to be given as a RedisCluster client.",
+        "A Redis Cluster needs a RedisCluster client.",
     ),
     (re.compile(r"Auth|password", re.I), "Check user and password, or the URL that names them."),
 )
