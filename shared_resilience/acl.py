@@ -31,7 +31,12 @@ def rules(prefix: str, *, cluster: bool = False, operator: bool = False) -> str:
     commands = [*CLIENT, *commands_of_scripts()]
     commands += OF_CLUSTERS if cluster else ()
     commands += OF_OPERATORS if operator else ()
-    return " ".join([f"~{prefix}:*", f"&{prefix}:*", *(f"+{command}" for command in dict.fromkeys(commands))])
+    return " ".join([f"~{prefix}:* {channels(prefix)}", *(f"+{command}" for command in dict.fromkeys(commands))])
+
+
+def channels(prefix: str) -> str:
+    """The rules for channels alone. Before Redis 7, a user may hear and send all of them until they are reset."""
+    return f"resetchannels &{prefix}:*"
 
 
 def line(prefix: str, user: str, *, cluster: bool = False, operator: bool = False) -> str:

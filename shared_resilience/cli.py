@@ -17,6 +17,7 @@ from shared_resilience.diagnosis import Diagnosis, Finding
 from shared_resilience.doctor import examine
 from shared_resilience.errors import StoreConfigurationError, StoreUnavailableError
 from shared_resilience.options import CheckedOptions
+from shared_resilience.runtime import Runtime
 from shared_resilience.runtimes import own_runtime, users_runtime
 
 HERE = "redis://localhost:6379/0"
@@ -80,13 +81,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _examined(url: str, arguments: argparse.Namespace) -> Diagnosis:
     options = CheckedOptions(prefix=arguments.prefix, command_timeout=arguments.command_timeout)
-    if arguments.cluster:
-        try:
-            runtime = users_runtime(redis.RedisCluster.from_url(url), None, options)
-        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-            raise StoreUnavailableError(f"no cluster answers ({type(error).__name__}: {error})") from error
-    else:
-        runtime = own_runtime(url, options)
+    if not arguments.cluster:
+        return _diagnosis(own_runtime(url, options), options)
+    try:
+        client = redis.RedisCluster.from_url(url)
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        raise StoreUnavailableError(f"no cluster answers ({type(error).__name__}: {error})") from error
+    with client:
+        return _diagnosis(users_runtime(client, None, options), options)
+
+
+def _diagnosis(runtime: Runtime, options: CheckedOptions) -> Diagnosis:
     backend = runtime.backends.blocking
     diagnosis = step(examine(backend, options.prefix, options.command_timeout))
     step(backend.close())

@@ -160,7 +160,8 @@ def _permissions(facts: Facts) -> Finding:
     if not facts.missing:
         return Finding("permissions", "fine", f"{who} may do all that is needed")
     missing = " ".join(f"+{command}" for command in facts.missing)
-    remedy = f"ACL SETUSER {facts.user or 'USER'} {acl.rules(facts.prefix)}"
+    channels = f" {acl.channels(facts.prefix)}" if "publish" in facts.missing else ""
+    remedy = f"ACL SETUSER {facts.user or 'USER'} ~{facts.prefix}:*{channels} {missing}"
     return Finding("permissions", "error", f"{who} may not: {missing}", remedy)
 
 

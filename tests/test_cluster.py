@@ -11,6 +11,7 @@ from redis import asyncio as async_redis
 from servers import PATIENT, Server, binary_of, free_port, poll
 
 from shared_resilience import AsyncResilienceService, ResilienceService, StoreConfigurationError, TokenBucket
+from shared_resilience.cli import main
 
 BUCKET = TokenBucket(10, 0.001)
 
@@ -87,3 +88,31 @@ def test_a_client_for_one_server_is_told_that_this_is_a_cluster(cluster: list[Se
 
     assert errors
     assert all("RedisCluster client" in error for error in errors)
+
+
+def test_the_doctor_tells_a_client_for_one_server_from_one_for_the_cluster(
+    cluster: list[Server], prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with redis.RedisCluster(host="127.0.0.1", port=cluster[0].port) as client:
+        diagnosis = ResilienceService(client, prefix=prefix, command_timeout=PATIENT).check()
+    with pytest.raises(StoreConfigurationError, match="this is a node of a Redis Cluster, and the client is for one"):
+        ResilienceService.from_url(cluster[0].url, prefix=prefix, command_timeout=PATIENT).check()
+    codes = [main(["doctor", server.url, *by]) for server in cluster for by in ([], ["--cluster"])]
+    shown = capsys.readouterr().out
+
+    assert {finding.level for finding in diagnosis.findings} == {"fine", "warning"}  # no append-only file
+    assert diagnosis.findings[-1].found == "16,384 of 16,384 slots are served by 2 primaries"
+    assert codes == [2, 1] * 2
+    assert shown.count("→ ResilienceService(redis.RedisCluster(...)); shared-resilience doctor --cluster") == 2
+
+
+def test_asyncio_clients_of_a_cluster_are_examined_too(cluster: list[Server], prefix: str) -> None:
+    async def main() -> str:
+        client = async_redis.RedisCluster(host="127.0.0.1", port=cluster[0].port)
+        service = AsyncResilienceService(async_client=client, prefix=prefix, command_timeout=PATIENT)
+        diagnosis = await service.check()
+        await service.close()
+        await client.aclose()
+        return diagnosis.findings[-1].found
+
+    assert asyncio.run(main()) == "16,384 of 16,384 slots are served by 2 primaries"
