@@ -71,10 +71,14 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder, "--save", ""]
-        self._process = subprocess.Popen([self.binary, *arguments, *self.options], stdout=subprocess.DEVNULL)
+        self.launch()
         poll(self._answers, f"{self.binary} to answer on port {self.port}")
         return self
+
+    def launch(self) -> None:
+        """Starts it, and does not wait until it answers."""
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder, "--save", ""]
+        self._process = subprocess.Popen([self.binary, *arguments, *self.options], stdout=subprocess.DEVNULL)
 
     def kill(self) -> None:
         """Ends the process at once, as kill -9 does."""

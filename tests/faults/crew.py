@@ -16,16 +16,14 @@ Times are those of the machine's monotonic clock, which all processes share.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from inspect import isawaitable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
+
+from forms import Form
 
 from shared_resilience import (
     BulkheadConfig,
@@ -41,7 +39,6 @@ from shared_resilience import (
     TimeoutConfig,
     TokenBucket,
 )
-from shared_resilience.backends import step
 
 CREW = 4
 BUCKET = TokenBucket(100, 100)
@@ -56,50 +53,6 @@ TOO_SLOW = 1.0
 
 CALLERS = 2
 """Of each kind, in each worker."""
-
-
-class Form:
-    """Threads or tasks: one body for both."""
-
-    def __init__(self, asynchronous: bool) -> None:
-        self.asynchronous = asynchronous
-
-    async def value(self, result: Any) -> Any:
-        return await result if isawaitable(result) else result
-
-    async def pause(self, seconds: float) -> None:
-        if self.asynchronous:
-            await asyncio.sleep(seconds)
-        else:
-            time.sleep(seconds)  # noqa: ASYNC251  # of a coroutine that is stepped by a thread
-
-    def entered(self, guard: Any) -> AbstractAsyncContextManager[Any]:
-        return guard if self.asynchronous else _entered(guard)
-
-    def function(self, work: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-        """`work` as users write it in this form."""
-        return work if self.asynchronous else lambda *args: step(work(*args))
-
-    def run(self, works: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-        """All of them, for ever."""
-        if self.asynchronous:
-            asyncio.run(_together([work() for work in works]))
-            return
-        threads = [threading.Thread(target=lambda work=work: step(work())) for work in works]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-
-async def _together(works: list[Awaitable[None]]) -> None:
-    await asyncio.gather(*works)
-
-
-@asynccontextmanager
-async def _entered(guard: AbstractContextManager[Any]) -> Any:
-    with guard as inside:
-        yield inside
 
 
 class Worker:

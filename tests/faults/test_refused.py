@@ -1,0 +1,225 @@
+"""Redis answers, but refuses: each word it refuses with, from real servers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from measurements import Measured
+from servers import PATIENT, Server, binary_of, free_port, poll
+
+from shared_resilience import Event, ResilienceService, TokenBucket
+
+PLENTY = TokenBucket(10**6, 10**6)
+
+
+@pytest.fixture
+def binary(lane: str) -> str:
+    found = binary_of(lane) if lane != "fakeredis" else None
+    if found is None:
+        pytest.skip(f"no server for {lane}")
+    return found
+
+
+class Watch:
+    """A service, what it decides by, and what it has said of Redis."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.events: list[Event] = []
+        self.service = ResilienceService.from_url(
+            url, prefix=prefix, command_timeout=PATIENT, listeners=[self.events.append]
+        )
+        self._limiter = self.service.get_or_create_rate_limiter("search", PLENTY, remember_refusals=False)
+
+    def source(self) -> str:
+        return self._limiter.try_acquire().source
+
+    def faults(self) -> list[object]:
+        return [event.details["fault"] for event in self.events if event.name == "store.lost"]
+
+    def returns_within(self) -> float:
+        """Seconds until Redis decides again."""
+        began = time.monotonic()
+        poll(lambda: self.source() == "redis", "Redis to decide", 2.5)
+        return time.monotonic() - began
+
+
+@contextmanager
+def watching(server: Server, prefix: str) -> Iterator[Watch]:
+    watch = Watch(server.url, prefix)
+    assert watch.source() == "redis"
+    yield watch
+    watch.service.close()
+
+
+def words(watch: Watch, seconds: float) -> str:
+    return f"{' and '.join(map(str, dict.fromkeys(watch.faults())))}; shared again after {seconds:.2f} s"
+
+
+@contextmanager
+def busy(server: Server) -> Iterator[None]:
+    """A script that does not end."""
+    with server.client() as admin, server.client() as loops:
+        admin.config_set("lua-time-limit", 50)
+        loops.connection_pool.connection_kwargs["socket_timeout"] = PATIENT
+
+        def loop() -> None:
+            with suppress(redis.RedisError):
+                loops.eval("while true do end", 0)
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        poll(lambda: _refuses(admin, "BUSY"), "the script to be busy")
+        yield
+        admin.script_kill()
+        thread.join()
+
+
+def _refuses(client: Any, word: str) -> bool:
+    try:
+        client.set("elsewhere", "x")
+    except redis.RedisError as error:
+        return word in f"{type(error).__name__} {error}"
+    return False
+
+
+@contextmanager
+def full(server: Server) -> Iterator[None]:
+    with server.client() as admin:
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", "1")
+        yield
+        admin.config_set("maxmemory", "0")
+
+
+@contextmanager
+def without_replicas(server: Server) -> Iterator[None]:
+    with server.client() as admin:
+        admin.config_set("min-replicas-to-write", 1)
+        yield
+        admin.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def unsaved(server: Server) -> Iterator[None]:
+    """The last snapshot could not be written."""
+    with server.client() as admin:
+        (Path(admin.config_get("dir")["dir"]) / "dump.rdb").mkdir()  # what is renamed to it fails
+        admin.config_set("save", "3600 1")
+        admin.bgsave()
+        poll(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err", "the snapshot to fail")
+        yield
+        admin.config_set("save", "")
+
+
+@contextmanager
+def demoted(server: Server) -> Iterator[None]:
+    """It has become a replica, as after a failover."""
+    with server.client() as admin:
+        admin.replicaof("127.0.0.1", str(free_port()))
+        yield
+        admin.replicaof("NO", "ONE")
+
+
+@contextmanager
+def demoted_and_out_of_date(server: Server) -> Iterator[None]:
+    with server.client() as admin:
+        admin.config_set("replica-serve-stale-data", "no")
+        with demoted(server):
+            yield
+
+
+@contextmanager
+def locked(server: Server) -> Iterator[None]:
+    """A password that nobody has told the client."""
+    with server.client() as admin:
+        admin.config_set("requirepass", "new")
+        admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        yield
+        admin.config_set("requirepass", "")
+
+
+@contextmanager
+def forbidden(server: Server) -> Iterator[None]:
+    """The user has lost a permission."""
+    with server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "default", "-hset")
+        yield
+        admin.execute_command("ACL", "SETUSER", "default", "+hset")
+
+
+REFUSALS: list[tuple[Callable[[Server], Any], str]] = [
+    (busy, "NOT_NOW"),
+    (full, "NOT_NOW"),
+    (without_replicas, "NOT_NOW"),
+    (unsaved, "NOT_NOW"),
+    (demoted, "READ_ONLY"),
+    (demoted_and_out_of_date, "NOT_NOW"),
+    (locked, "UNKNOWN"),  # its connection was closed; what the probe is told is logged
+    (forbidden, "CONFIGURATION"),
+]
+
+
+@pytest.mark.fault(
+    "Redis refuses: BUSY, OOM, NOREPLICAS, MISCONF, READONLY, MASTERDOWN, NOAUTH, NOPERM, on each server",
+    "nothing raised; decided locally; shared again within 2.5 s of its end",
+)
+@pytest.mark.parametrize(("refusing", "fault"), REFUSALS, ids=lambda value: getattr(value, "__name__", ""))
+def test_refused(binary: str, prefix: str, measured: Measured, refusing: Any, fault: str) -> None:
+    with Server(binary) as server, watching(server, prefix) as watch:
+        with refusing(server):
+            sources = {watch.source() for _ in range(20)}
+        measured(words(watch, watch.returns_within()))
+
+    assert sources == {"local"}
+    assert set(watch.faults()) == {fault}
+
+
+@pytest.mark.fault("Redis has restarted and still loads its data (LOADING)", "decided locally until it is done")
+def test_loading(binary: str, lane: str, prefix: str, measured: Measured) -> None:
+    if lane == "redis-6.2":
+        pytest.skip("it cannot be told to answer while it loads so little")
+    slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
+    with Server(binary, *slowly) as server, server.client() as admin:
+        for number in range(60):
+            admin.set(f"filler:{number}", "x" * 4096)
+        admin.save()
+        server.kill()
+        began = time.monotonic()
+        server.launch()
+        poll(lambda: _refuses(admin, "Loading"), "Redis to load")
+        watch = Watch(server.url, prefix)
+        source = watch.source()
+        watch.returns_within()
+        seconds = time.monotonic() - began
+        watch.service.close()
+
+    measured(f"{watch.faults()[0]}; shared {seconds:.1f} s after its start, of which it loads for 1.2 s")
+    assert source == "local"
+    assert watch.faults() == ["NOT_NOW"]
+    assert seconds > 60 * 0.02
+
+
+@pytest.mark.fault("a cluster has lost its slots (CLUSTERDOWN)", "decided locally")
+def test_cluster_down(prefix: str, measured: Measured, lane: str, binary: str) -> None:
+    options = ["--cluster-enabled", "yes"]
+    if lane != "redis-6.2":
+        options += ["--cluster-port", str(free_port())]
+    with Server(binary, *options) as server, server.client() as admin:
+        admin.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        poll(lambda: admin.cluster("INFO")["cluster_state"] == "ok", "the cluster to form")
+        with watching(server, prefix) as watch:
+            admin.execute_command("CLUSTER", "DELSLOTS", *range(16384))
+            sources = {watch.source() for _ in range(20)}
+            admin.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+            poll(lambda: admin.cluster("INFO")["cluster_state"] == "ok", "the cluster to form")
+            measured(words(watch, watch.returns_within()))
+
+    assert sources == {"local"}
+    assert watch.faults() == ["NOT_NOW"]
