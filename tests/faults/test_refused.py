@@ -185,7 +185,7 @@ def test_refused(binary: str, prefix: str, measured: Measured, refusing: Any, fa
 def test_loading(binary: str, lane: str, prefix: str, measured: Measured) -> None:
     if lane == "redis-6.2":
         pytest.skip("it cannot be told to answer while it loads so little")
-    slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
+    slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024", "--rdbcompression", "no")
     with Server(binary, *slowly) as server, server.client() as admin:
         for number in range(60):
             admin.set(f"filler:{number}", "x" * 4096)
