@@ -30,7 +30,7 @@ from shared_resilience.runtimes import local_runtime
 from shared_resilience.service import AsyncResilienceService, ResilienceService
 from shared_resilience.testing import ManualClock
 
-pytest_plugins = ("measurements",)
+pytest_plugins = ("measurements", "sentinels")
 
 REAL = ("valkey", "redis-7.0", "redis-6.2")
 _prefixes = (f"t{number}" for number in itertools.count())

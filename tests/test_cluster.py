@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from clusters import cluster_of
 from redis import asyncio as async_redis
-from servers import PATIENT, Server, binary_of, free_port, poll
+from servers import PATIENT, Server
 
 from shared_resilience import AsyncResilienceService, ResilienceService, StoreConfigurationError, TokenBucket
 from shared_resilience.cli import main
@@ -21,16 +22,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[list[Server]]:
     """Two primaries that own half of the slots each."""
     if request.config.getoption("--lanes") == "fakeredis":
         pytest.skip("needs a real server, and this is the quick lane")
-    options = [("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(2)]
-    with Server(str(binary_of("valkey")), *options[0]) as one, Server(str(binary_of("valkey")), *options[1]) as two:
-        with one.client() as first, two.client() as second:
-            first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
-            second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
-            first.execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, options[1][3])
-            for client in (first, second):
-                poll(lambda c=client: c.cluster("INFO")["cluster_state"] == "ok", "the cluster to form")
-                poll(lambda c=client: len(c.cluster("NODES")) == 2, "the nodes to know each other")
-        yield [one, two]
+    with cluster_of(2) as cluster:
+        yield cluster.primaries
 
 
 NAMES = [f"resource-{number}" for number in range(8)]  # spread over both primaries

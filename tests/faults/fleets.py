@@ -27,8 +27,6 @@ forkserver.set_forkserver_preload(["fleets"])
 CALLERS = 2
 """Threads or tasks of each process."""
 
-FORMS = ("sync", "asyncio")
-
 
 class Call(NamedTuple):
     """One question and its answer, by the machine's monotonic clock."""
@@ -74,11 +72,11 @@ def url(where: str, **options: Any) -> Way:
     return Way("url", where, options)
 
 
-def ask(way: Way, names: tuple[str, ...], limit: Limit, form: str, folder: str, pause: float) -> None:
+def ask(way: Way, names: tuple[str, ...], limit: Limit, asynchronous: bool, folder: str, pause: float) -> None:
     """Asks for each of `names` in turn until the process is killed. What is raised is written down, too."""
     log = os.open(Path(folder) / str(os.getpid()), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    one = Form(form == "asyncio")
-    service = way.async_service() if one.asynchronous else way.service()
+    one = Form(asynchronous)
+    service = way.async_service() if asynchronous else way.service()
     limiters = [service.get_or_create_rate_limiter(name, limit, remember_refusals=False) for name in names]
 
     async def caller() -> None:
@@ -134,14 +132,14 @@ def fleet(
     names: tuple[str, ...],
     limit: Limit,
     folder: Path,
-    form: str = "sync",
     pause: float = 0.003,
 ) -> Iterator[Fleet]:
-    """`size` processes that ask until the block is left."""
-    arguments = (way, names, limit, form, str(folder), pause)
-    processes = [forkserver.Process(target=ask, args=arguments, daemon=True) for _ in range(size)]
-    for process in processes:
-        process.start()
+    """`size` processes that ask until the block is left: by threads and by tasks in turn."""
+    processes = []
+    for number in range(size):
+        arguments = (way, names, limit, number % 2 == 1, str(folder), pause)
+        processes.append(forkserver.Process(target=ask, args=arguments, daemon=True))
+        processes[-1].start()
     try:
         yield Fleet(processes, folder)
     finally:

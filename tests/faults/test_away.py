@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleets import FORMS, allowed_between, fleet, percentile, url, worst_excess
+from fleets import allowed_between, fleet, percentile, url, worst_excess
 from measurements import Measured
 from servers import PATIENT, Server, free_port, poll
 
@@ -26,9 +26,8 @@ SHARE = BUCKET.capacity // WORKERS
     "nothing is raised; each process goes on with its share; p99 of a decision stays below 10 ms; "
     "shared again within 2 s; at most one capacity too many",
 )
-@pytest.mark.parametrize("form", FORMS)
-def test_killed_under_load(own_server: Server, tmp_path: Path, measured: Measured, form: str) -> None:
-    with fleet(WORKERS, url(own_server.url), ("search",), BUCKET, tmp_path, form) as workers:
+def test_killed_under_load(own_server: Server, tmp_path: Path, measured: Measured) -> None:
+    with fleet(WORKERS, url(own_server.url), ("search",), BUCKET, tmp_path) as workers:
         workers.until_all_decide_by("redis", 0.0)
         time.sleep(1.5)  # the heartbeats that tell each how many they are
         killed = time.monotonic()

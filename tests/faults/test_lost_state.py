@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fleets import FORMS, fleet, url, worst_excess
+from fleets import fleet, url, worst_excess
 from measurements import Measured
 from servers import PATIENT, Server
 
@@ -16,10 +16,9 @@ BUCKET = TokenBucket(200, 200)
 
 
 @pytest.mark.fault("SCRIPT FLUSH, again and again under load", "not noticed")
-@pytest.mark.parametrize("form", FORMS)
-def test_script_flush(own_server: Server, tmp_path: Path, measured: Measured, form: str) -> None:
+def test_script_flush(own_server: Server, tmp_path: Path, measured: Measured) -> None:
     patient = url(own_server.url, command_timeout=PATIENT)
-    with fleet(2, patient, ("search",), BUCKET, tmp_path, form) as workers, own_server.client() as admin:
+    with fleet(2, patient, ("search",), BUCKET, tmp_path) as workers, own_server.client() as admin:
         began = workers.until_all_decide_by("redis", 0.0)
         for _ in range(20):
             admin.script_flush()
@@ -33,10 +32,9 @@ def test_script_flush(own_server: Server, tmp_path: Path, measured: Measured, fo
 
 
 @pytest.mark.fault("FLUSHALL under load", "nothing raised; one more burst at most, each time")
-@pytest.mark.parametrize("form", FORMS)
-def test_flushall(own_server: Server, tmp_path: Path, measured: Measured, form: str) -> None:
+def test_flushall(own_server: Server, tmp_path: Path, measured: Measured) -> None:
     patient = url(own_server.url, command_timeout=PATIENT)
-    with fleet(4, patient, ("search",), BUCKET, tmp_path, form) as workers, own_server.client() as admin:
+    with fleet(4, patient, ("search",), BUCKET, tmp_path) as workers, own_server.client() as admin:
         began = workers.until_all_decide_by("redis", 0.0)
         time.sleep(1.0)  # until the first burst is used up
         admin.flushall()
