@@ -45,7 +45,8 @@ class Operation(Generic[R]):
 
     `twin(states, now_us, *args)` is the script as a pure function. `decode(reply, source)` makes a reply what callers
     see. `share(n, *args)` gives the arguments for one of `n` equal parts of the fleet. `allowed` and `denied` are the
-    replies for when Redis is away and the user chose not to decide locally.
+    replies for when Redis is away and the user chose not to decide locally. What is `ramped` has to fit into the share
+    of its process, too, just after an outage; a reply that begins with 1 says that it does.
     """
 
     script: str
@@ -54,6 +55,7 @@ class Operation(Generic[R]):
     share: Callable[..., Arguments] = _the_whole
     allowed: Reply = ()
     denied: Reply = ()
+    ramped: bool = False
     loaded: scripts.Script = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -64,9 +64,10 @@ class LimitCommands:
         self.may_delay = "leaky_bucket" in kinds
         script = kinds.pop() if len(kinds) == 1 else "rate_limiter"
         twin = limits.take_tokens if script == "token_bucket" else limits.take
-        self._take = Operation(script, twin, decode, _share, ALLOWED, DENIED)
+        self._take = Operation(script, twin, decode, _share, ALLOWED, DENIED, ramped=True)
+        of_leases = decoder_of_leases(decode)
         self._lease = Operation(
-            "token_bucket_lease", limits.lease, decoder_of_leases(decode), _share, (*ALLOWED, 0), (*DENIED, 0)
+            "token_bucket_lease", limits.lease, of_leases, _share, (*ALLOWED, 0), (*DENIED, 0), ramped=True
         )
         self._peek = Operation("rate_limiter_peek", limits.peek, decode, _share, ALLOWED, DENIED)
         self._give_or_take = Operation("rate_limiter_settle", limits.settle, decode, _share, ALLOWED, DENIED)

@@ -294,3 +294,38 @@ def test_time_and_decisions_without_redis_are_counted(api: Api, redis_is_away: C
         "decided_locally_by_fleet": 0,
     }
     assert after == {**during, "usable": True, "decided_locally_by_fleet": 3}
+
+
+def test_just_after_an_outage_calls_have_to_fit_into_the_share_too(api: Api, redis_is_away: Callable[[], None]) -> None:
+    """Until others are back as well, who have theirs."""
+    limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(100, 4), remember_refusals=False)
+    core_of(limiter).resource.workers = 4
+    redis_is_away()
+    while api(limiter.try_acquire()):
+        pass
+    come_back(api)
+    api.clock.advance(1.0)
+    soon = [api(limiter.try_acquire()) for _ in range(3)]
+    api.clock.advance(1.0)
+    later = [api(limiter.try_acquire()) for _ in range(3)]
+
+    # the share of 25 is used up, and gets one token a second; in Redis there are 100 - 25 + 4
+    assert [(decision.allowed, decision.source) for decision in soon] == [
+        (True, "redis"),
+        (False, "local"),
+        (False, "local"),
+    ]
+    assert soon[1].retry_after == pytest.approx(1.0)
+    assert [(decision.allowed, decision.source) for decision in later] == [(True, "redis")] * 3
+
+
+@pytest.mark.parametrize("on_outage", ["allow", "deny", "raise"])
+def test_who_did_not_decide_alone_has_no_share_to_keep_to(
+    api: Api, redis_is_away: Callable[[], None], on_outage: Any
+) -> None:
+    limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(100, 4), on_outage=on_outage)
+    core_of(limiter).resource.workers = 100
+    redis_is_away()
+    come_back(api)
+
+    assert [api(limiter.try_acquire()).source for _ in range(5)] == ["redis"] * 5

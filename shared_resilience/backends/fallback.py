@@ -60,6 +60,11 @@ class FallbackBackend(ForThreads):
         if not guard.usable:
             self._launch_prober()
             return self._decide_alone(command, resource, on_outage, None)
+        if guard.ramping and on_outage == "local" and command.operation.ramped and guard.still_ramping(now):
+            reply = self._process.local.execute(command.share(self._workers(resource)))
+            if reply[0] != 1:
+                resource.count(DECIDED_LOCALLY)
+                return command.operation.decode(reply, "local")
         era = guard.era
         try:
             if process.heartbeat.due(now):

@@ -13,6 +13,9 @@ from shared_resilience.events import Events
 
 logger = logging.getLogger("shared_resilience")
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 1.0
+RAMP = 1.5 * LONGEST_PAUSE
+"""Seconds after the return of Redis by which the other processes have probably noticed it, too."""
+
 ERROR_LOG_INTERVAL = 60.0
 
 
@@ -20,13 +23,16 @@ class StoreGuard:
     """Closed to callers from the first loss of Redis until a probe has succeeded.
 
     `usable` is read by every call, without a lock; `proven` says whether Redis has ever answered this process. `era`
-    grows with every recovery: a failure of a call from an earlier era says nothing about the present one.
+    grows with every recovery: a failure of a call from an earlier era says nothing about the present one. While
+    `ramping` Redis has just come back, and others may still decide alone: this process keeps within its share, too.
     """
 
     def __init__(self, events: Events, clock: Clock) -> None:
         self.usable = True
         self.proven = False
         self.era = 0
+        self.ramping = False
+        self._ramp_ends = 0.0
         self._events = events
         self._clock = clock
         self._lock = threading.Lock()
@@ -58,9 +64,15 @@ class StoreGuard:
             seconds_away = self._clock.monotonic() - self._lost_at
             if not was_usable:
                 self._away += seconds_away
+                self.ramping, self._ramp_ends = True, self._clock.monotonic() + RAMP
         if not was_usable:
             logger.warning("Redis is back after %.1f s: limits are shared again", seconds_away)
             self._events.emit("store.recovered", seconds_away=seconds_away)
+
+    def still_ramping(self, now: float) -> bool:
+        """Whether it goes on; to be asked while `ramping`."""
+        self.ramping = now < self._ramp_ends
+        return self.ramping
 
     def seconds_away(self) -> float:
         """For how long Redis has been away so far, in all outages together."""
