@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parent / "faults"
-PAGE = HERE.parent.parent / "docs" / "faults.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "faults.md"
 BLOCK = re.compile(r"(<!-- faults: begin -->\n).*(<!-- faults: end -->)", re.DOTALL)
 
 
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     @property
     def file(self) -> str:
-        return Path(self.test.partition("::")[0]).name
+        return self.test.partition("::")[0]
 
     @property
     def name(self) -> str:
@@ -47,8 +47,8 @@ def rows_of(rows: Iterable[Row]) -> list[Row]:
 
 def headline(file: str) -> str:
     """What a file of tests is about: the first line of its text."""
-    text = ast.get_docstring(ast.parse((HERE / file).read_text(encoding="utf-8"))) or ""
-    return text.splitlines()[0].rstrip(".")
+    text = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split()).rstrip(".")
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -57,9 +57,9 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         if row.file != file:
             file = row.file
-            lines += ["", f"### {headline(file)}", "", f"In `tests/faults/{file}`.", ""]
+            lines += ["", f"### {headline(file)}", "", f"In `{file}`.", ""]
             lines += ["| what happens | what holds | measured |", "|---|---|---|"]
-        lines.append(f"| {row.what} | {row.promise} | {'; '.join(row.figures)} |")
+        lines.append(f"| {row.what} | {row.promise} | {'; '.join(row.figures) or 'holds'} |")
     return "\n".join([*lines, ""]) + "\n"
 
 

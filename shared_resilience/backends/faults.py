@@ -65,6 +65,9 @@ _BY_WORD = {
 # "-OOM command not allowed" comes wrapped from inside a script before Redis 7; some classes of redis-py strip the word.
 _WORD = re.compile(r"(?:^|[-\s])(" + "|".join(_BY_WORD) + r")(?=\s)")
 _DENIED_IN_SCRIPT = re.compile(r"can't run this command|can't access at least one of the keys|No permissions", re.I)
+_TLS_REFUSED = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|HANDSHAKE_FAILURE|CERTIFICATE_REQUIRED", re.I
+)
 _EXHAUSTED = ("Too many connections", "No connection available")
 _BY_CLASS: tuple[tuple[type[Exception], Fault], ...] = (
     (redis_errors.AuthenticationError, Fault.CONFIGURATION),
@@ -85,6 +88,7 @@ _BY_CLASS: tuple[tuple[type[Exception], Fault], ...] = (
 
 
 _REMEDIES = (
+    (_TLS_REFUSED, "Name who signed the certificate (ssl_ca_certs= in the URL), and the host for which it was issued."),
     (
         re.compile(r"permission|can't run this command|can't access at least one of the keys|NOPERM", re.I),
         "The user lacks permissions: `shared-resilience doctor` names them, `shared-resilience acl` prints them all.",
@@ -116,4 +120,6 @@ def classify(error: Exception, sent: bool) -> Fault:
         if word := _WORD.search(text):
             return _BY_WORD[word[1]]
         return Fault.CONFIGURATION if _DENIED_IN_SCRIPT.search(text) else Fault.REJECTED
+    if _TLS_REFUSED.search(str(error)):
+        return Fault.CONFIGURATION
     return Fault.UNKNOWN if sent else Fault.UNREACHABLE
