@@ -16,25 +16,33 @@
 --          then field, value for each counter; then field, value for each override }
 --- @include "arguments"
 --- @include "clock"
+--- @include "count"
 --- @include "overrides"
 --- @include "roster"
 
 local DAY_MS = "86400000"
 local horizon, fields = argument("horizon", ARGV[2], 1), argument("number of fields", ARGV[3], 0)
+local last_field = 3 + 2 * (fields or 0)
+if last_field > #ARGV - 1 then
+  problem = problem or redis.error_reply("ERR there are not so many fields")
+end
+local increments = {}
+for index = last_field + 1, #ARGV - 2, 2 do
+  increments[index] = to_text(argument("increment", ARGV[index + 1], 0) or 0)
+end
 if problem then
   return problem
 end
-local last_field = 3 + 2 * fields
 local now = read_clock(ARGV[#ARGV])
 
 local alive = sight(KEYS[1], now, horizon, ARGV, 1, 1)
 for index = 4, last_field, 2 do
   redis.call("HSET", KEYS[2], ARGV[index], ARGV[index + 1])
 end
-for index = last_field + 1, #ARGV - 1, 2 do
-  redis.call("HINCRBY", KEYS[3], ARGV[index], ARGV[index + 1])
-end
 redis.call("PEXPIRE", KEYS[2], DAY_MS)
+for index = last_field + 1, #ARGV - 2, 2 do
+  add_to_count(KEYS[3], ARGV[index], increments[index])
+end
 redis.call("PEXPIRE", KEYS[3], DAY_MS)
 
 local overrides = read_overrides(KEYS[4]) or { fields = {}, paused = function() return 0 end }

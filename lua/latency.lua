@@ -15,6 +15,7 @@
 -- Reply: { samples, p50, p95, p99, p99.9 and the wanted percentile in microseconds, 0 without samples }
 --- @include "arguments"
 --- @include "clock"
+--- @include "count"
 
 local GAMMA, SLICES, LARGEST_BUCKET, SECOND, TWO_HOURS_MS = 1.01 / 0.99, 6, 1400, 1000000, "7200000"
 local USUAL = { 500000, 950000, 990000, 999000 }
@@ -34,7 +35,8 @@ local key, now = KEYS[1], read_clock(ARGV[#ARGV])
 local width = math.ceil(window / SLICES)
 local number = math.floor(now / width)
 for index = 3, #ARGV - 2, 2 do
-  redis.call("HINCRBY", key, to_text(width) .. "." .. to_text(number) .. "." .. ARGV[index], ARGV[index + 1])
+  local bucket, calls = to_integer(ARGV[index]), to_integer(ARGV[index + 1])
+  add_to_count(key, to_text(width) .. "." .. to_text(number) .. "." .. to_text(bucket), to_text(calls))
 end
 
 local fields = { "samples", "computed_us" }

@@ -41,13 +41,12 @@ balance = math.min(most, balance + part * math.min(requests, MOST_AT_ONCE))
 
 local taken = wanted == 1 and balance >= MILLION and 1 or 0
 local refused = wanted == 1 and 1 - taken or 0
+local all_requests, all_taken = (to_integer(stored[3]) or 0) + requests, (to_integer(stored[4]) or 0) + taken
+local all_refused = (to_integer(stored[5]) or 0) + refused
 if wanted == 1 or requests > 0 then
   balance = balance - taken * MILLION
-  redis.call("HSET", KEYS[1], "microbalance", to_text(balance), "time_us", to_text(time + passed_ms * 1000))
-  redis.call("HINCRBY", KEYS[1], "requests", to_text(requests))
-  redis.call("HINCRBY", KEYS[1], "retries", taken)
-  redis.call("HINCRBY", KEYS[1], "refused", refused)
+  redis.call("HSET", KEYS[1], "microbalance", to_text(balance), "time_us", to_text(time + passed_ms * 1000),
+    "requests", to_text(all_requests), "retries", to_text(all_taken), "refused", to_text(all_refused))
   redis.call("PEXPIRE", KEYS[1], DAY_MS)
 end
-local before = { to_integer(stored[3]) or 0, to_integer(stored[4]) or 0, to_integer(stored[5]) or 0 }
-return { taken, balance, before[1] + requests, before[2] + taken, before[3] + refused }
+return { taken, balance, all_requests, all_taken, all_refused }

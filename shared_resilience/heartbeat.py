@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 
 from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
 from shared_resilience.fleet import Roll
+from shared_resilience.integers import added_to_count, to_integer
 from shared_resilience.keys import ResourceKeys
 from shared_resilience.noted import Noted
 from shared_resilience.overrides import Overrides
@@ -202,7 +203,7 @@ class Beat:
             resource.paused_until = now + resource.paused_us / 1e6
             split = 3 + 2 * int(reply[2])
             counters, overrides = reply[3:split], reply[split:]
-            resource.fleet = {_text(field): int(value) for field, value in _pairs(counters)}
+            resource.fleet = {_text(field): to_integer(_text(value)) or 0 for field, value in _pairs(counters)}
             resource.overrides = {_text(field): _text(value) for field, value in _pairs(overrides)}
 
     def lost(self, ran_not: bool) -> None:
@@ -234,7 +235,7 @@ def beat(states: tuple[State, ...], now: int, worker: str, horizon: int, fields:
     config = {**_hash(config), **dict(zip(rest[:last_field:2], rest[1:last_field:2], strict=True))}
     stats = dict(_hash(stats))
     for field, increment in zip(rest[last_field::2], rest[last_field + 1 :: 2], strict=True):
-        stats[field] = int(stats.get(field, 0)) + int(increment)
+        stats[field] = added_to_count(stats.get(field), int(increment))
     overrides = Overrides(stored)
     counters = [item for pair in stats.items() for item in pair]
     changes = [item for pair in overrides.fields.items() for item in pair]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_COUNT = re.compile("0|-?[1-9][0-9]{0,18}")
+
 LARGEST = 2**53 - 1
 """The largest integer that scripts take."""
 
@@ -18,6 +22,13 @@ def to_integer(text: object) -> int | None:
     except ValueError:
         return None
     return int(number) if number.is_integer() else None
+
+
+def added_to_count(stored: object, by: int) -> int:
+    """Twin of `lua/lib/count.lua`: what a count that was `stored` becomes, None being 0."""
+    text = "0" if stored is None else str(stored)
+    total = int(text) + by if _COUNT.fullmatch(text) else by
+    return total if abs(total) <= 2**63 - 1 else by
 
 
 def to_wait(microseconds: int) -> int:

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 from shared_resilience.backends import Backend
 from shared_resilience.backends.process import Component, Process
 from shared_resilience.commands import Command, Operation, Reply, Source, State, Step
-from shared_resilience.integers import MILLION, to_integer
+from shared_resilience.integers import MILLION, added_to_count, to_integer
 from shared_resilience.noted import Noted
 from shared_resilience.timeout_config import TimeoutConfig
 
@@ -45,7 +45,7 @@ def record(states: Sequence[State], now: int, window: int, wanted: int, *pairs: 
     width = -(-window // SLICES)
     for bucket, calls in zip(pairs[::2], pairs[1::2], strict=True):
         field = f"{width}.{now // width}.{bucket}"
-        stored[field] = stored.get(field, 0) + calls
+        stored[field] = added_to_count(stored.get(field), calls)
     percentiles = (*USUAL, wanted)
     fields = ("samples", "computed_us", *(f"p{percentile}_us" for percentile in percentiles))
     known = [to_integer(stored.get(field)) for field in fields]
