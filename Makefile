@@ -13,7 +13,7 @@ BENCH ?=
 # For an hour of faults alone, by a schedule that repeats: make soak SOAK="--decisions 0 --minutes 0 --storm 60 --seed 7"
 SOAK ?=
 
-.PHONY: help demo api test test-quick test-oldest mutants bench soak lint clean
+.PHONY: help demo api test test-quick test-oldest faults mutants bench soak lint clean
 
 help:
 	@echo "make demo         a fleet of processes shares one limit, before your eyes (REDIS_URL, or an embedded server)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test         all tests, on every server that is installed here"
 	@echo "make test-quick   without servers, in seconds"
 	@echo "make test-oldest  all tests with the oldest redis-py that is supported"
+	@echo "make faults       those of faults alone; writes docs/faults.md"
 	@echo "make mutants      small mistakes in scripts and core, which the tests must find (PART=, ONLY=file, LIMIT=)"
 	@echo "make bench        what decisions cost, beside other libraries; writes docs/performance.md (BENCH=options)"
 	@echo "make soak         millions of decisions, exact and flat; processes killed; a storm of faults (SOAK=options)"
@@ -60,6 +61,9 @@ test-oldest: .venv-oldest/.installed
 .venv/.mutants: .venv/.installed
 	$(BIN)/pip install --quiet --editable '.[mutants]'
 	@touch $@
+
+faults: .venv/.installed
+	$(BIN)/python -m pytest -m fault --faults-page
 
 mutants: .venv/.mutants
 	PYTHONPATH=.:tests $(BIN)/python -m mutation --part $(PART) $(if $(ONLY),--only $(ONLY)) $(if $(LIMIT),--limit $(LIMIT))

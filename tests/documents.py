@@ -19,6 +19,7 @@ FALLBACK = ROOT / "docs" / "fallback.md"
 IDEMPOTENCY = ROOT / "docs" / "idempotency.md"
 HEALTH = ROOT / "docs" / "health.md"
 STATISTICS = ROOT / "docs" / "statistics.md"
+FAULTS = ROOT / "docs" / "faults.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "faults.md"
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 BLOCK = re.compile(r"(<!-- faults: begin -->\n).*(<!-- faults: end -->)", re.DOTALL)
 
 
@@ -29,20 +30,32 @@ class Row(NamedTuple):
     def name(self) -> str:
         return self.test.partition("::")[2].partition("[")[0]
 
-    @property
-    def case(self) -> str:
-        """What a test is parametrized with, or nothing."""
-        return self.test.partition("[")[2].rstrip("]")
-
 
 def rows_of(rows: Iterable[Row]) -> list[Row]:
-    """One row for each test, however often it ran: a figure says for which case it is."""
-    merged: dict[str, Row] = {}
+    """One row for each test, however often it ran."""
+    merged: dict[tuple[str, str], Row] = {}
     for row in rows:
-        figures = tuple(f"{row.case}: {figure}" if row.case else figure for figure in row.figures)
-        known = merged.get(row.name)
-        merged[row.name] = row._replace(figures=(*(known.figures if known else ()), *figures))
+        place = (row.file, row.name)
+        known = merged.get(place, row._replace(figures=()))
+        merged[place] = known._replace(figures=(*known.figures, *row.figures))
     return list(merged.values())
+
+
+def spanned(figures: Iterable[str]) -> list[str]:
+    """Figures that are alike but for their numbers as one, with the least and the largest of each number."""
+    alike: dict[str, list[list[str]]] = {}
+    for figure in figures:
+        alike.setdefault(NUMBER.sub("#", figure), []).append(NUMBER.findall(figure))
+    return [_span(text, list(zip(*numbers, strict=True))) for text, numbers in alike.items()]
+
+
+def _span(text: str, columns: list[tuple[str, ...]]) -> str:
+    ranges = []
+    for column in columns:
+        ordered = sorted(set(column), key=lambda number: float(number.replace(",", "")))
+        ranges.append(ordered[0] if len(ordered) == 1 else f"{ordered[0]} … {ordered[-1]}")
+    filled = iter(ranges)
+    return re.sub("#", lambda _: next(filled), text)
 
 
 def headline(file: str) -> str:
@@ -59,7 +72,7 @@ def table(rows: Iterable[Row]) -> str:
             file = row.file
             lines += ["", f"### {headline(file)}", "", f"In `{file}`.", ""]
             lines += ["| what happens | what holds | measured |", "|---|---|---|"]
-        lines.append(f"| {row.what} | {row.promise} | {'; '.join(row.figures) or 'holds'} |")
+        lines.append(f"| {row.what} | {row.promise} | {'; '.join(spanned(row.figures)) or 'holds'} |")
     return "\n".join([*lines, ""]) + "\n"
 
 

@@ -235,6 +235,7 @@ ONE_PROBE = CircuitBreakerConfig(
 )
 
 
+@pytest.mark.fault("the worker that has a probe is killed", "the next probe is lent when its lease is over")
 def test_a_killed_probe_holder_delays_recovery_by_no_more_than_its_lease(server: Server, prefix: str) -> None:
     holder = Holder(server, prefix, ONE_PROBE)
     killed = time.monotonic()
@@ -250,6 +251,10 @@ def test_a_killed_probe_holder_delays_recovery_by_no_more_than_its_lease(server:
     holder.worker.service.close()
 
 
+@pytest.mark.fault(
+    "a worker stands still for longer than the lease of its probe",
+    "its late report, of an earlier generation, changes nothing",
+)
 def test_what_a_worker_tells_that_was_paused_for_longer_than_its_lease_changes_nothing(
     server: Server, prefix: str
 ) -> None:

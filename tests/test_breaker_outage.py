@@ -81,6 +81,10 @@ def fleet(store: Lane, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     fleet.close()
 
 
+@pytest.mark.fault(
+    "the dependency breaks while Redis is away",
+    "each process opens its own circuit, by the same rules, without a quorum",
+)
 def test_a_process_alone_opens_its_circuit_by_its_own_failures(fleet: Fleet) -> None:
     fleet.lose_redis(0)
     fleet.fail(0, 5)
@@ -111,6 +115,7 @@ def test_a_process_alone_recovers_by_probes_of_its_own(fleet: Fleet) -> None:
     assert fleet.breakers[0].state == "closed"
 
 
+@pytest.mark.fault("Redis is lost while the circuit is open", "it stays open until its time")
 def test_an_open_circuit_stays_open_until_its_time_when_redis_is_lost(fleet: Fleet) -> None:
     fleet.fail(0, 5)
     fleet.lose_redis(0)
@@ -145,6 +150,9 @@ def test_the_fleet_cannot_be_told_anything_while_redis_is_away(fleet: Fleet) -> 
             act()
 
 
+@pytest.mark.fault(
+    "Redis comes back after failures", "those still in the window are told, as ordinary evidence, and the fleet decides"
+)
 def test_failures_of_the_outage_that_are_still_in_the_window_are_reported_and_the_fleet_decides(fleet: Fleet) -> None:
     assert all(fleet.passes(which) for which in range(2))
     fleet.lose_redis(0)
@@ -263,6 +271,10 @@ def test_a_failure_that_finds_redis_back_is_not_lost(fleet: Fleet) -> None:
     assert fleet.seen(1) == 1
 
 
+@pytest.mark.fault(
+    "the circuit of one process has opened alone, the fleet's has not",
+    "it stays open there until its time, unless it is reset",
+)
 def test_a_circuit_that_opened_alone_stays_open_until_its_time_though_the_fleets_is_closed(fleet: Fleet) -> None:
     fleet.lose_redis(0)
     fleet.fail(0, 5)

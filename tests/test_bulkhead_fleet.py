@@ -98,6 +98,7 @@ def make_on_own(own_server: Server, prefix: str, exits: ExitStack) -> Make:
     return lambda config: Ours(own_server, prefix, config, exits)
 
 
+@pytest.mark.fault("processes are killed at random inside a bulkhead", "never more inside than the maximum")
 def test_never_are_more_inside_than_the_maximum_while_processes_are_killed(
     server: Server, prefix: str, tmp_path: Path, make: Make
 ) -> None:
@@ -113,6 +114,7 @@ def test_never_are_more_inside_than_the_maximum_while_processes_are_killed(
     until_crowd_is(make(config).bulkhead, 0, 0, config.lease + POLL + BUSY)
 
 
+@pytest.mark.fault("all holders of slots are killed", "the slots are free when their leases are over")
 def test_the_slots_of_killed_processes_come_back_when_their_leases_are_over(make: Make) -> None:
     ours = make(BulkheadConfig(5, lease=1))
     visitors = [ours.visitor() for _ in range(5)]
@@ -159,6 +161,9 @@ def test_a_freed_slot_is_handed_over_by_a_wake_up_not_found_by_looking(
     assert len(looks) < rounds / 2
 
 
+@pytest.mark.fault(
+    "a holder stands still for longer than its lease", "`permit.lost` says so, and it frees nobody else's slot"
+)
 def test_a_holder_that_stood_still_for_longer_than_its_lease_knows_it_and_frees_nobody_elses_slot(make: Make) -> None:
     ours = make(BulkheadConfig(1, lease=1))
     holder = ours.visitor()
@@ -174,6 +179,7 @@ def test_a_holder_that_stood_still_for_longer_than_its_lease_knows_it_and_frees_
         ours.enter(timeout=0)
 
 
+@pytest.mark.fault("the first of the queue is killed", "the next one goes in")
 def test_when_the_first_of_the_queue_is_killed_the_next_goes_in(make: Make) -> None:
     ours = make(BulkheadConfig(1))
     ours.enter()
@@ -184,6 +190,7 @@ def test_when_the_first_of_the_queue_is_killed_the_next_goes_in(make: Make) -> N
     second.went_in(DEAD + POLL + BUSY)
 
 
+@pytest.mark.fault("Redis comes back empty under held slots", "as many again may go in, once")
 def test_a_server_that_comes_back_empty_lets_one_more_maximum_in(make_on_own: Make, own_server: Server) -> None:
     ours = make_on_own(BulkheadConfig(5, lease=3))
     permits = [ours.enter() for _ in range(5)]
@@ -202,6 +209,10 @@ def test_a_server_that_comes_back_empty_lets_one_more_maximum_in(make_on_own: Ma
     assert ours.bulkhead.get_stats()["inside"] == 5
 
 
+@pytest.mark.fault(
+    "Redis is away for a while under a bulkhead",
+    "each process has its share of slots, and afterwards nothing is left over",
+)
 def test_while_redis_is_away_a_process_goes_on_with_its_share_and_afterwards_nothing_is_left(
     own_server: Server, prefix: str, exits: ExitStack
 ) -> None:
@@ -257,6 +268,7 @@ def test_a_user_who_may_not_publish_looks_instead(own_server: Server, prefix: st
     waiter.went_in(POLL + BUSY)
 
 
+@pytest.mark.fault("the connection that hears of free slots is lost", "waiters look by themselves meanwhile")
 def test_who_loses_the_connection_on_which_it_listens_looks_and_listens_again(
     make_on_own: Make, own_server: Server
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_lost_reply_is_nobody_elses(proxy: Proxy, prefix: str) -> None:
     service.close()
 
 
+@pytest.mark.fault("a connection ends in the middle of a reply", "decided locally; that connection is not used again")
 @pytest.mark.usefixtures("reader")
 def test_a_connection_that_ends_in_the_middle_of_a_reply_is_not_used_again(proxy: Proxy, prefix: str) -> None:
     service = ResilienceService.from_url(proxy.url, prefix=prefix, command_timeout=PATIENT)
@@ -87,6 +88,7 @@ def test_a_connection_that_ends_in_the_middle_of_a_reply_is_not_used_again(proxy
     service.close()
 
 
+@pytest.mark.fault("something else than Redis answers", "decided locally, and told")
 @pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize(
     "reply",
@@ -107,6 +109,7 @@ def test_a_reply_of_another_shape_is_decided_locally_and_told(proxy: Proxy, pref
     service.close()
 
 
+@pytest.mark.fault("a reply comes twice", "nobody takes the second for its own")
 @pytest.mark.usefixtures("reader")
 def test_a_surplus_reply_is_nobodys(proxy: Proxy, prefix: str) -> None:
     service = ResilienceService.from_url(proxy.url, prefix=prefix, command_timeout=PATIENT)
@@ -121,6 +124,7 @@ def test_a_surplus_reply_is_nobodys(proxy: Proxy, prefix: str) -> None:
     service.close()
 
 
+@pytest.mark.fault("signals arrive while a server is frozen", "one `command_timeout` all the same")
 def test_signals_do_not_stretch_the_wait_for_a_frozen_server(own_server: Server, prefix: str) -> None:
     service = ResilienceService.from_url(own_server.url, prefix=prefix, command_timeout=0.2)
     limiter = limiter_of(service)
@@ -154,6 +158,7 @@ def test_a_timeout_of_a_reply_in_pieces_does_not_stay_on_the_connection(proxy: P
     service.close()
 
 
+@pytest.mark.fault("a server that stops reading", "one `command_timeout`")
 def test_a_server_that_stops_reading_costs_one_command_timeout(proxy: Proxy, prefix: str) -> None:
     service = ResilienceService.from_url(proxy.url, prefix=prefix, command_timeout=0.2)
     limiter = service.get_or_create_rate_limiter("r", *(TokenBucket(10**9, 1, label=f"l{n}") for n in range(500)))
@@ -189,6 +194,7 @@ def test_callers_at_once_have_a_connection_each_and_leave_no_more(server: Server
     assert not wire_of(service)._idle
 
 
+@pytest.mark.fault("the server has closed an idle connection", "replaced, unnoticed")
 def test_a_connection_that_the_server_closed_while_it_was_idle_is_replaced_unnoticed(
     server: Server, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

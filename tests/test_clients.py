@@ -49,6 +49,9 @@ def test_own_clients_wait_briefly_and_never_retry(server: Server, prefix: str) -
     service.close()
 
 
+@pytest.mark.fault(
+    "a user's client of RESP2 or RESP3, with or without `decode_responses`, with a pool of either kind", "used as it is"
+)
 @pytest.mark.parametrize("kind", [redis.ConnectionPool, redis.BlockingConnectionPool])
 @pytest.mark.parametrize("decode", [False, True])
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -96,6 +99,7 @@ class CountingRetry(Retry):
         return super().call_with_retry(*args, **kwargs)
 
 
+@pytest.mark.fault("a user's client that retries", "never for us: a command is sent once")
 def test_a_users_client_never_retries_for_us_but_still_does_for_its_user(prefix: str) -> None:
     policy = CountingRetry()
     client = redis.Redis(port=free_port(), retry=policy)
@@ -152,6 +156,7 @@ def test_what_is_missing_for_the_other_form_is_named() -> None:
         AsyncResilienceService(async_client=async_redis.Redis()).get_or_create_rate_limiter("a")(print)
 
 
+@pytest.mark.fault("a malformed URL", "`ValueError` in the constructor, without its secrets")
 @pytest.mark.parametrize(
     "url",
     [
@@ -235,6 +240,7 @@ def test_a_user_who_may_not_eval_gets_the_script_by_load(own_server: Server, pre
     service.close()
 
 
+@pytest.mark.fault("one service in several event loops, one after the other", "a connection for each")
 def test_an_asyncio_service_lives_in_several_event_loops_one_after_the_other(server: Server, prefix: str) -> None:
     service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
 
@@ -275,6 +281,7 @@ def test_a_thousand_tasks_share_a_few_connections(server: Server, prefix: str) -
     assert connections <= 32
 
 
+@pytest.mark.fault("tasks are cancelled while they wait for replies", "no reply ever answers another question")
 def test_a_cancelled_task_leaves_no_reply_behind_for_another(server: Server, prefix: str) -> None:
     service = AsyncResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
     limiter = service.get_or_create_rate_limiter("search", TokenBucket(10_000, 0.001))
@@ -314,6 +321,7 @@ def test_threads_share_one_service(server: Server, prefix: str) -> None:
     service.close()
 
 
+@pytest.mark.fault("a process forks", "the child has its own worker id, connections and counts")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_starts_with_nothing_of_its_parents(server: Server, prefix: str) -> None:
     service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)

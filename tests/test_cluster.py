@@ -56,6 +56,7 @@ def test_asyncio_decisions_work_in_a_cluster(cluster: list[Server], prefix: str)
     assert asyncio.run(main()) == [(9, "redis")] * len(NAMES)
 
 
+@pytest.mark.fault("a slot has moved", "found by the same call")
 def test_a_slot_that_has_moved_is_found_again_by_the_same_call(cluster: list[Server], prefix: str) -> None:
     with redis.RedisCluster(host="127.0.0.1", port=cluster[0].port) as client:
         service = ResilienceService(client, prefix=prefix, command_timeout=PATIENT)
@@ -70,6 +71,9 @@ def test_a_slot_that_has_moved_is_found_again_by_the_same_call(cluster: list[Ser
         assert service.get_or_create_rate_limiter("moving", BUCKET).try_acquire().source == "redis"
 
 
+@pytest.mark.fault(
+    "a client for one server meets a Redis Cluster", "`StoreConfigurationError`, which names `RedisCluster`"
+)
 def test_a_client_for_one_server_is_told_that_this_is_a_cluster(cluster: list[Server], prefix: str) -> None:
     errors = []
     for server in cluster:

@@ -12,6 +12,7 @@ from documents import (
     BULKHEAD,
     CIRCUIT_BREAKER,
     FALLBACK,
+    FAULTS,
     HEALTH,
     IDEMPOTENCY,
     LIMITS,
@@ -19,6 +20,7 @@ from documents import (
     POLICIES,
     README,
     RETRIES,
+    ROOT,
     STATISTICS,
     examples,
     name_of,
@@ -32,7 +34,7 @@ from shared_resilience.circuit import TRANSITIONS
 
 GUIDES = [LIMITS, CIRCUIT_BREAKER, BULKHEAD, RETRIES, POLICIES, FALLBACK, IDEMPOTENCY, HEALTH]
 EXAMPLES = [text for page in (*GUIDES, README) for text in examples(page)]
-PAGES = (*GUIDES, STATISTICS, PERFORMANCE, README)
+PAGES = (*GUIDES, STATISTICS, PERFORMANCE, FAULTS, README)
 LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
 WITHIN = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(#(.+?)\)", text_of(page))})
 PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)
@@ -119,3 +121,30 @@ def test_the_table_of_transitions_is_that_of_the_twin_and_of_the_script() -> Non
     of_twin = [(state, event, then) for state, events in TRANSITIONS.items() for event, then in events.items()]
 
     assert rows == of_twin == of_script
+
+
+def test_the_page_of_faults_has_a_row_for_each_test_of_a_fault() -> None:
+    marked = {
+        (file.relative_to(ROOT).as_posix(), f"| {what} | {promise} |")
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for what, promise in faults_in(file)
+    }
+    found, file = set(), ""
+    for line in text_of(FAULTS).splitlines():
+        if line.startswith("In `tests/"):
+            file = line.removeprefix("In `").removesuffix("`.")
+        elif line.startswith("| ") and not line.startswith("| what happens"):
+            found.add((file, line.rpartition(" | ")[0] + " |"))
+
+    assert sorted(found) == sorted(marked)
+
+
+def faults_in(file: Path) -> list[tuple[str, str]]:
+    """What the tests of a file are marked with."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        (ast.literal_eval(call.args[0]), ast.literal_eval(call.args[1]))
+        for call in calls
+        if ast.unparse(call.func) == "pytest.mark.fault"
+    ]

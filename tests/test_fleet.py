@@ -116,6 +116,9 @@ def serve_leases(url: str, prefix: str, limit: Limit, seconds: float, start: Any
 LEASE = 0.25
 
 
+@pytest.mark.fault(
+    "a worker is killed with leased tokens in its memory", "the bound of leases holds; at most what it held is lost"
+)
 def test_leases_keep_their_bound_whichever_process_is_killed(server: Server, prefix: str) -> None:
     bucket = TokenBucket(100, 200)
     start = spawn.Barrier(WORKERS)
@@ -260,6 +263,7 @@ def test_several_limits_are_charged_for_what_was_admitted_and_for_nothing_else(s
     assert max(by_tenant.values()) <= THREE[1].limit
 
 
+@pytest.mark.fault("a worker is killed (kill -9) in the middle of its calls", "the limit goes on as if it had stopped")
 def test_a_killed_worker_takes_nothing_with_it(server: Server, prefix: str) -> None:
     receiver, sender = spawn.Pipe(duplex=False)
     start = spawn.Barrier(2)

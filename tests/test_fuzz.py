@@ -72,6 +72,10 @@ def kinds_of(client: Any, prefix: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.fault(
+    "scripts are told nonsense, or find it in their keys",
+    "they answer, or refuse and change nothing; no key is left immortal",
+)
 def test_nonsense_is_refused_without_a_trace_or_healed(store: Lane, lane: str, prefix: str) -> None:
     outcomes, kinds = Counter[str](), kinds_of(store.client, f"{prefix}-")
     for number in part_of(lane, range(CALLS)):
@@ -98,6 +102,7 @@ def test_nonsense_is_refused_without_a_trace_or_healed(store: Lane, lane: str, p
     assert {key.partition(":")[0].rpartition("-")[0] for key in left} == {prefix}
 
 
+@pytest.mark.fault("somebody has broken the fields of our keys", "the next calls are answered")
 @pytest.mark.parametrize("name", scripts.names())
 def test_what_nonsense_has_left_does_no_harm_to_sensible_calls(store: Lane, prefix: str, name: str) -> None:
     """Whatever its keys held, of the right type, a script answers again."""

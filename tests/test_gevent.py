@@ -38,6 +38,7 @@ os.kill(server, signal.SIGCONT)
 """
 
 
+@pytest.mark.fault("greenlets, and a frozen server", "one `command_timeout`")
 def test_greenlets_share_a_limit_and_a_frozen_server_costs_them_one_command_timeout(
     own_server: Server, prefix: str
 ) -> None:

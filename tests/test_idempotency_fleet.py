@@ -182,6 +182,7 @@ def test_waiters_are_woken_when_the_call_is_over_and_ask_rarely_until_then(serve
     assert asked < 5 * (2 + 3 * 4) + 60  # with heartbeats
 
 
+@pytest.mark.fault("the owner of a key is killed", "another takes over when its lease is over, and not before")
 def test_a_killed_owner_is_taken_over_when_its_lease_ends_and_not_before(server: Server, fleets: Make) -> None:
     fleet, lease = fleets(server), 1.5
     owner, waiter = fleet.callers_of(2, IdempotencyConfig(lease=lease, fingerprint=nothing))
@@ -209,6 +210,10 @@ def test_the_lease_of_a_long_call_is_renewed_while_its_process_lives(server: Ser
     assert len(fleet.runs()) == 1
 
 
+@pytest.mark.fault(
+    "the owner of a key stands still for longer than its lease",
+    "whoever took over decides; the late result changes nothing",
+)
 def test_who_stood_still_for_longer_than_its_lease_changes_nothing_any_more(server: Server, fleets: Make) -> None:
     fleet = fleets(server)
     owner, other = fleet.callers_of(2, IdempotencyConfig(lease=1.0))
@@ -226,6 +231,7 @@ def test_who_stood_still_for_longer_than_its_lease_changes_nothing_any_more(serv
     assert len(fleet.runs()) == 2
 
 
+@pytest.mark.fault("FLUSHALL under claims", "fencing numbers still grow")
 def test_fencing_numbers_grow_though_redis_is_flushed(own_server: Server, fleets: Make) -> None:
     fleet = fleets(own_server)
     (caller,) = fleet.callers_of(1, IdempotencyConfig())
@@ -240,6 +246,7 @@ def test_fencing_numbers_grow_though_redis_is_flushed(own_server: Server, fleets
     assert len(fencings) == 5
 
 
+@pytest.mark.fault("a call ends while Redis is away", "its result is told when Redis is back, and replayed")
 def test_a_result_that_redis_could_not_be_told_is_told_when_it_is_back(own_server: Server, fleets: Make) -> None:
     fleet = fleets(own_server)
     owner, other = fleet.callers_of(2, IdempotencyConfig(lease=2.0, wait_timeout=60))
@@ -260,6 +267,10 @@ def test_a_result_that_redis_could_not_be_told_is_told_when_it_is_back(own_serve
     assert len(fleet.runs()) == 1
 
 
+@pytest.mark.fault(
+    "a call under a key while Redis is away",
+    "`StoreUnavailableError`, and the call is not made, unless `on_outage` says otherwise",
+)
 def test_without_redis_a_call_is_not_made_and_says_so(own_server: Server, prefix: str) -> None:
     own_server.kill()
     with ResilienceService.from_url(own_server.url, prefix=prefix) as service:
@@ -303,6 +314,7 @@ def test_one_trip_to_claim_and_one_to_complete(counted: Server, prefix: str) -> 
     assert asked == {"claim": 20, "settle": 10}
 
 
+@pytest.mark.fault("processes are killed at random under keys", "no key runs twice at once")
 def test_processes_that_are_killed_at_random_never_run_a_key_twice_at_once(server: Server, fleets: Make) -> None:
     """Whoever runs a key after another has a greater number, and began after the other's lease or its end."""
     fleet, source, lease = fleets(server), random.Random(8), 1.0

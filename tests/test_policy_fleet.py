@@ -122,6 +122,10 @@ def reports(server: Server, prefix: str, limit: TokenBucket, threshold: int, for
             process.kill()
 
 
+@pytest.mark.fault(
+    "the dependency of a whole fleet is down",
+    "calls are answered by the fallback, the circuit opens, retries stay in their budget",
+)
 @pytest.mark.parametrize("form", ["sync", "asyncio"])
 @pytest.mark.parametrize("tight", [False, True], ids=["the breaker opens", "the limit refuses"])
 def test_a_primary_that_is_down_is_spared_and_every_call_is_answered(

@@ -53,6 +53,10 @@ def remaining(api: Api, limiter: Any, key: Any = "") -> int:
     return left
 
 
+@pytest.mark.fault(
+    "Redis comes back after a process has taken from a limit alone",
+    "it is charged with what is missing in the share, once",
+)
 def test_what_was_taken_alone_is_charged_once(api: Api, limiter: Any, redis_is_away: Callable[[], None]) -> None:
     api(limiter.try_acquire("a", 2))
     redis_is_away()
@@ -65,6 +69,7 @@ def test_what_was_taken_alone_is_charged_once(api: Api, limiter: Any, redis_is_a
     assert (charged, remaining(api, limiter, "a"), remaining(api, limiter, "b")) == (4, 4, 10)
 
 
+@pytest.mark.fault("the same, after a cost above the share", "never more than the share is charged")
 def test_never_more_than_the_share_is_charged(api: Api, limiter: Any, redis_is_away: Callable[[], None]) -> None:
     core_of(limiter).resource.workers = 5
     redis_is_away()
@@ -255,6 +260,7 @@ def test_without_an_outage_there_is_nothing_to_charge(api: Api, limiter: Any) ->
     assert core_of(limiter).bill(10, {}) is None
 
 
+@pytest.mark.fault("Redis is lost again just after it came back", "shares are still those of the whole fleet")
 def test_until_all_had_time_to_say_so_there_are_as_many_workers_as_before(
     api: Api, redis_is_away: Callable[[], None]
 ) -> None:
@@ -296,6 +302,10 @@ def test_time_and_decisions_without_redis_are_counted(api: Api, redis_is_away: C
     assert after == {**during, "usable": True, "decided_locally_by_fleet": 3}
 
 
+@pytest.mark.fault(
+    "some processes have noticed that Redis is back, others have not",
+    "for 1.5 s those keep within their share too, so that there is no burst",
+)
 def test_just_after_an_outage_calls_have_to_fit_into_the_share_too(api: Api, redis_is_away: Callable[[], None]) -> None:
     """Until others are back as well, who have theirs."""
     limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(100, 4), remember_refusals=False)

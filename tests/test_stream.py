@@ -161,6 +161,7 @@ def test_a_cancelled_task_disturbs_nobody_before_or_after_its_request_was_sent(s
     assert asyncio.run(main()) == ([number + 1 for number in range(20)], 0)
 
 
+@pytest.mark.fault("the connection that many tasks share is lost", "exactly what was in flight is decided locally")
 def test_a_lost_connection_fails_exactly_what_was_in_flight(proxy: Proxy, prefix: str) -> None:
     async def main() -> tuple[list[Any], list[bool], str]:
         async with open_service(proxy.url, prefix) as service:
@@ -290,6 +291,7 @@ def test_a_users_small_pool_keeps_its_connections_for_its_user(
     assert asyncio.run(main()) == ("redis", kept)
 
 
+@pytest.mark.fault("all callers of a frozen server have given up", "the next ones are held up by nothing")
 def test_a_frozen_server_whose_callers_have_all_given_up_holds_nobody_else(proxy: Proxy, prefix: str) -> None:
     events: list[Event] = []
 
