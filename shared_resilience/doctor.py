@@ -128,10 +128,17 @@ async def _denied(backend: Backend, key: str) -> list[str]:
 
 async def _sizes(backend: Backend, key: str, prefix: str) -> list[int]:
     """The bytes of a few keys of ours, whichever come first."""
-    (found,) = await _replies(backend, key, [("SCAN", 0, "MATCH", f"{prefix}:*", "COUNT", 500)])
-    if isinstance(found, Exception) or not found[1]:
-        return []
-    sizes = await _replies(backend, key, [("MEMORY", "USAGE", one) for one in found[1][:SAMPLED_KEYS]])
+    cursor: Any = 0
+    for _ in range(LOOKS):
+        (found,) = await _replies(backend, key, [("SCAN", cursor, "MATCH", f"{prefix}:*", "COUNT", 500)])
+        if isinstance(found, Exception):
+            return []
+        cursor, keys = found
+        if isinstance(cursor, Mapping):  # of the one node of a cluster that was asked
+            (cursor,) = cursor.values()
+        if keys or not int(cursor):
+            break
+    sizes = await _replies(backend, key, [("MEMORY", "USAGE", one) for one in keys[:SAMPLED_KEYS]])
     return [int(size) for size in sizes if isinstance(size, int)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -16,12 +15,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from processes import forkserver
 from servers import PATIENT, poll
 
 from shared_resilience import BulkheadConfig, ResilienceError, ResilienceService
 
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["crowds"])
 THREADS = 2
 """Of each process: more callers than slots, so that there is always a queue."""
 

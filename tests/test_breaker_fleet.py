@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -12,12 +11,12 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import pytest
+from processes import forkserver
 from servers import PATIENT, Server, poll
 from test_heartbeat import commands_at
 
 from shared_resilience import CircuitBreaker, CircuitBreakerConfig, CircuitBreakerOpenError, ResilienceService, scripts
 
-spawn = multiprocessing.get_context("spawn")
 SYNC = 0.1
 KNOWN_WITHIN = SYNC + 0.05
 """Seconds in which every process that calls knows that the circuit has opened."""
@@ -85,12 +84,12 @@ class Fleet:
     """Processes that begin together; `calls` has what each wrote down."""
 
     def __init__(self, server: Server, prefix: str, config: CircuitBreakerConfig, hows: list[dict[str, Any]]) -> None:
-        self.start = spawn.Barrier(len(hows) + 1)
+        self.start = forkserver.Barrier(len(hows) + 1)
         self.processes, self._receivers = [], []
         for how in hows:
-            receiver, sender = spawn.Pipe(duplex=False)
+            receiver, sender = forkserver.Pipe(duplex=False)
             args = (server.url, prefix, config, self.start, sender)
-            process = spawn.Process(target=hammer, args=args, kwargs=how)
+            process = forkserver.Process(target=hammer, args=args, kwargs=how)
             process.start()
             self.processes.append(process)
             self._receivers.append(receiver)
@@ -185,9 +184,9 @@ def most_at_once(calls: list[Call]) -> int:
 def test_sixteen_processes_never_have_more_probes_in_flight_than_are_allowed(server: Server, prefix: str) -> None:
     config = CircuitBreakerConfig(success_threshold=10**6, timeout_seconds=0.5, jitter=0, half_open_max_calls=3)
     opener = Worker(server.url, prefix, config)
-    fleet = Fleet(server, prefix, config, [{"seconds": 3.0, "takes": 0.02}] * 16)
     for _ in range(5):
         opener.call(fails=True)
+    fleet = Fleet(server, prefix, config, [{"seconds": 3.0, "takes": 0.02}] * 16)  # nobody has seen it closed
     fleet.begin()
 
     calls = [call for calls in fleet.calls() for call in calls]
@@ -220,8 +219,8 @@ class Holder:
         for _ in range(5):
             self.worker.call(fails=True)
         poll(lambda: float(str(self.worker.breaker.get_stats()["retry_after"])) == 0, "the end of the open time")
-        self.pipe, other = spawn.Pipe()
-        self.process = spawn.Process(target=hold_a_probe, args=(server.url, prefix, config, other))
+        self.pipe, other = forkserver.Pipe()
+        self.process = forkserver.Process(target=hold_a_probe, args=(server.url, prefix, config, other))
         self.process.start()
         assert self.pipe.poll(30)
         assert self.pipe.recv() == "holds"

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import pytest
-from crowds import forkserver
+from processes import forkserver
 from servers import Server
 from test_linearizable import assert_in_real_time, numbered
 

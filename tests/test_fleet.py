@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import signal
@@ -16,13 +15,13 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import pytest
+from processes import forkserver
 from servers import PATIENT, Server
 
 from shared_resilience import LeakyBucket, RateLimitExceeded, ResilienceService, SlidingWindow, TokenBucket
 from shared_resilience.limits import Limit
 
 WORKERS = 4
-spawn = multiprocessing.get_context("spawn")
 
 
 class Report(NamedTuple):
@@ -51,11 +50,11 @@ def hammer(url: str, prefix: str, limit: Limit, seconds: float, start: Any, out:
 
 def run_fleet(work: Callable[..., None], *args: Any) -> list[Any]:
     """What each of several processes sends that call `work(*args, start, out)`; they go on together from `start`."""
-    start = spawn.Barrier(WORKERS)
+    start = forkserver.Barrier(WORKERS)
     pipes, processes = [], []
     for _ in range(WORKERS):
-        receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=work, args=(*args, start, sender))
+        receiver, sender = forkserver.Pipe(duplex=False)
+        process = forkserver.Process(target=work, args=(*args, start, sender))
         process.start()
         pipes.append(receiver)
         processes.append(process)
@@ -121,11 +120,11 @@ LEASE = 0.25
 )
 def test_leases_keep_their_bound_whichever_process_is_killed(server: Server, prefix: str) -> None:
     bucket = TokenBucket(100, 200)
-    start = spawn.Barrier(WORKERS)
+    start = forkserver.Barrier(WORKERS)
     pipes, processes = [], []
     for _ in range(WORKERS):
-        receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=serve_leases, args=(server.url, prefix, bucket, 3.0, start, sender))
+        receiver, sender = forkserver.Pipe(duplex=False)
+        process = forkserver.Process(target=serve_leases, args=(server.url, prefix, bucket, 3.0, start, sender))
         process.start()
         sender.close()
         pipes.append(receiver)
@@ -265,9 +264,9 @@ def test_several_limits_are_charged_for_what_was_admitted_and_for_nothing_else(s
 
 @pytest.mark.fault("a worker is killed (kill -9) in the middle of its calls", "the limit goes on as if it had stopped")
 def test_a_killed_worker_takes_nothing_with_it(server: Server, prefix: str) -> None:
-    receiver, sender = spawn.Pipe(duplex=False)
-    start = spawn.Barrier(2)
-    process = spawn.Process(target=hammer, args=(server.url, prefix, TokenBucket(10, 10), 60.0, start, sender))
+    receiver, sender = forkserver.Pipe(duplex=False)
+    start = forkserver.Barrier(2)
+    process = forkserver.Process(target=hammer, args=(server.url, prefix, TokenBucket(10, 10), 60.0, start, sender))
     process.start()
     start.wait(30)
     os.kill(process.pid or 0, signal.SIGKILL)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import Api, Lane
-from crowds import forkserver
 from histories import START, KeysHistory, compare_all, stem
+from processes import forkserver
 from servers import PATIENT, Server
 
 from shared_resilience import ResilienceService, TokenBucket, __version__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import forkserver
 from proxies import Proxy, pass_on, swallow
 from servers import PATIENT, Server, poll
 from test_heartbeat import commands_at, counted
@@ -31,7 +31,6 @@ from shared_resilience import (
 )
 
 assert counted  # a fixture
-forkserver = multiprocessing.get_context("forkserver")
 BUSY = 1.5
 """Seconds that a busy machine may take besides."""
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 from models import Model, model_of
+from processes import forkserver
 from servers import Server
-from test_fleet import spawn
 from twins import Answered, Twin
 
 from shared_resilience import LeakyBucket, SlidingWindow, TokenBucket
@@ -131,11 +131,11 @@ def make_calls(url: str, prefix: str, seed: int, start: Any, out: Connection) ->
 @pytest.fixture(scope="module")
 def history(server: Server) -> list[Call]:
     """The calls of all processes, in the order in which Redis decided them."""
-    start = spawn.Barrier(PROCESSES)
+    start = forkserver.Barrier(PROCESSES)
     pipes, processes = [], []
     for number in range(PROCESSES):
-        receiver, sender = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=make_calls, args=(server.url, "linear", number, start, sender))
+        receiver, sender = forkserver.Pipe(duplex=False)
+        process = forkserver.Process(target=make_calls, args=(server.url, "linear", number, start, sender))
         process.start()
         pipes.append(receiver)
         processes.append(process)

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import pytest
-from crowds import forkserver
+from processes import forkserver
 from servers import PATIENT, Server
 
 from shared_resilience import (

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 from conftest import Lane, runtime_on
-from crowds import forkserver
 from histories import START, HashHistory, compare_all
+from processes import forkserver
 from servers import PATIENT, Server
 from test_heartbeat import commands_at, counted
 

@@ -71,7 +71,7 @@ banks.register_handler(FallbackLevel.DEFAULT, _later)
     ),
     retry_config=RetryConfig(max_retries=2, base_delay=0.02, retry_on=(ConnectionError, TimeoutError)),
     bulkhead_config=BulkheadConfig(max_concurrent_calls=20, timeout=1.0),
-    timeout_config=TimeoutConfig(ceiling=1.0),
+    timeout_config=TimeoutConfig(floor=0.5, ceiling=1.0),
     deadline=5.0,
     idempotency_key=lambda client, key, order: f"{client}/{key}",
     idempotency_config=IdempotencyConfig(ttl=24 * 3600),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import redis
 from forms import Form
+from processes import forkserver
 from redis import asyncio as async_redis
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.sentinel import Sentinel
@@ -20,9 +20,6 @@ from servers import poll
 
 from shared_resilience import ResilienceService
 from shared_resilience.limits import Limit
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["fleets"])
 
 CALLERS = 2
 """Threads or tasks of each process."""

@@ -7,7 +7,6 @@ it; what a lost state costs is allowed for, and nothing else.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -21,11 +20,9 @@ from typing import Any, NamedTuple
 
 import redis
 from crew import CREW, serve
+from processes import forkserver
 from proxies import Proxy, Treatment, late, pass_on, slowly, swallow
 from servers import Server, binary_of
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["crew"])
 
 CALM = 4.0
 """Seconds without a fault at the end, after which all must be as if there had been none."""

@@ -65,7 +65,7 @@ def test_permission(own_server: Server, prefix: str, measured: Measured, form: s
         admin.execute_command(*f"ACL SETUSER w reset on >pw {acl.rules(prefix)} {missing}".split())
     said = refusal(own_server.url.replace("//", "//w:pw@"), prefix, form)
 
-    measured(said.partition(". The user")[2])
+    measured(f"The user{said.partition('. The user')[2]}")
     assert said.endswith("`shared-resilience doctor` names them, `shared-resilience acl` prints them all.")
 
 
