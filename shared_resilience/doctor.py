@@ -102,8 +102,9 @@ async def facts_of(backend: Backend, prefix: str, command_timeout: float) -> Fac
     facts.known_scripts = None if isinstance(known, Exception) else sum(map(int, known))
     facts.keys = None if isinstance(keys, Exception) else int(keys)
     facts.bytes_of_keys = await _sizes(backend, key, prefix)
-    elsewhere = [("EXISTS", f"{prefix}:{{{prefix}:check{number}}}") for number in range(LOOKS)]
-    facts.elsewhere = any(str(reply).startswith("MOVED") for reply in await _replies(backend, key, elsewhere))
+    if not isinstance(cluster, Mapping):  # as clients for a cluster have it, who go everywhere
+        elsewhere = [("EXISTS", f"{prefix}:{{{prefix}:check{number}}}") for number in range(LOOKS)]
+        facts.elsewhere = any(str(reply).startswith("MOVED") for reply in await _replies(backend, key, elsewhere))
     return facts
 
 
