@@ -31,7 +31,7 @@ EVERY = 1.0
 AT_ONCE, BYTES_AT_ONCE = 100, 1_000_000
 """Keys, and bytes of values but for the last, in one command."""
 
-MOST_PENDING_BYTES = 16_000_000
+MOST_PENDING, MOST_PENDING_BYTES = 10_000, 16_000_000
 """What waits to be written to Redis, the oldest out first."""
 
 
@@ -164,7 +164,9 @@ class FallbackCache:
     def _pend(self, key: str, text: str) -> None:
         self._pending_bytes += len(text) - len(self._pending.pop(key, ""))
         self._pending[key] = text
-        while self._pending_bytes > MOST_PENDING_BYTES and len(self._pending) > 1:
+        while len(self._pending) > 1 and (
+            len(self._pending) > MOST_PENDING or self._pending_bytes > MOST_PENDING_BYTES
+        ):
             self._pending_bytes -= len(self._pending.popitem(last=False)[1])
 
     def _warn(self, what: str) -> None:

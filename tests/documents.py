@@ -20,6 +20,7 @@ IDEMPOTENCY = ROOT / "docs" / "idempotency.md"
 HEALTH = ROOT / "docs" / "health.md"
 STATISTICS = ROOT / "docs" / "statistics.md"
 FAULTS = ROOT / "docs" / "faults.md"
+SECURITY = ROOT / "docs" / "security.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 
 

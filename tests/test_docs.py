@@ -21,6 +21,7 @@ from documents import (
     README,
     RETRIES,
     ROOT,
+    SECURITY,
     STATISTICS,
     examples,
     name_of,
@@ -34,7 +35,7 @@ from shared_resilience.circuit import TRANSITIONS
 
 GUIDES = [LIMITS, CIRCUIT_BREAKER, BULKHEAD, RETRIES, POLICIES, FALLBACK, IDEMPOTENCY, HEALTH]
 EXAMPLES = [text for page in (*GUIDES, README) for text in examples(page)]
-PAGES = (*GUIDES, STATISTICS, PERFORMANCE, FAULTS, README)
+PAGES = (*GUIDES, STATISTICS, PERFORMANCE, FAULTS, SECURITY, README)
 LINKED = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", text_of(page))]
 WITHIN = sorted({(page, link) for page in PAGES for link in re.findall(r"\]\(#(.+?)\)", text_of(page))})
 PROMISED = re.compile(r"print\(.*\)  # (\[.*\]|[a-z0-9. ]+)$", re.MULTILINE)

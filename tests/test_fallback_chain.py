@@ -539,6 +539,16 @@ def test_what_waits_for_redis_is_bounded(api: Api, monkeypatch: pytest.MonkeyPat
     assert cache._pending_bytes == 90
 
 
+def test_so_is_their_number(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared_resilience.fallback_cache.MOST_PENDING", 2)
+    chain = Chain(api, FallbackConfig(local_size=0))
+    chain.core.cache._due = float("inf")
+    for number in range(10):
+        chain.ask(number)
+
+    assert list(chain.core.cache._pending) == ["(8)", "(9)"]
+
+
 def test_many_values_are_told_in_several_commands(api: Api, other: ResilienceService) -> None:
     chain = Chain(api)
     chain.core.cache._due = float("inf")
