@@ -220,6 +220,22 @@ def test_a_charge_of_unknown_outcome_is_not_made_again(
     assert remaining(api, limiter) == 6
 
 
+def test_a_charge_that_cannot_be_worked_out_keeps_nobody_away_from_redis(
+    api: Api,
+    limiter: Any,
+    redis_is_away: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    redis_is_away()
+    api(limiter.try_acquire("", 4))
+    monkeypatch.setattr("shared_resilience.limits.deficits", None)
+    come_back(api)
+
+    assert remaining(api, limiter) == 10
+    assert "could not be worked out" in caplog.text
+
+
 def test_many_keys_are_charged_little_by_little(
     api: Api, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

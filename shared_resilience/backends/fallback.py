@@ -250,7 +250,11 @@ class FallbackBackend(ForThreads):
         """Pays some of each component's debts; whether there may be more. Raises `StoreError`."""
         more = False
         for component in list(self._process.components.values()):
-            bill = component.bill(CHARGES_AT_ONCE, shares)
+            try:
+                bill = component.bill(CHARGES_AT_ONCE, shares)
+            except Exception:  # whatever it is, it must not keep this process away from Redis
+                logger.exception("what was taken without Redis could not be worked out")
+                continue
             if bill is None:
                 continue
             more = True
