@@ -11,7 +11,7 @@ from verdict import found_wrong, read, summary
 
 @pytest.mark.fault(
     "Redis and workers are killed, frozen, flushed and cut off at random for half a minute, under load",
-    "nothing raised; no more allowed than the faults account for; nobody inside twice; nothing made twice; nothing grows",
+    "nothing raised; no more allowed than faults account for; nobody inside twice; nothing made twice; nothing grows",
 )
 def test_thirty_seconds_of_a_storm(request: pytest.FixtureRequest, measured: Measured) -> None:
     if request.config.getoption("--lanes") == "fakeredis" or binary_of("valkey") is None:
