@@ -132,7 +132,11 @@ class AsyncPoolWire:
         await self._pools.of_this_loop().disconnect(inuse_connections=False)
 
     async def close(self) -> None:
-        await self._retire(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        if (opening := self._openings.get(loop)) is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
+        await self._retire(loop)
         await self._pools.close()
 
 

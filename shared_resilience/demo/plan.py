@@ -7,12 +7,8 @@ from dataclasses import dataclass
 OUTAGE = 1.5
 """Seconds for which Redis is away: the first two probes of each worker ask in vain, a later one succeeds."""
 
-EXTRA_CAPACITIES = 2
-"""What an outage may cost on top of the limit, in capacities.
-
-One is spent when Redis is lost, since each worker's share starts full. The other is what the shared bucket has gained
-meanwhile, which is there when Redis is back.
-"""
+RETURN = 2.5
+"""Seconds until workers have noticed that Redis is back, and need not keep within their shares any more."""
 
 FAILURES, SUCCESSES = 5, 2
 """After how many failed calls a circuit opens, and after how many successful probes it closes."""
@@ -32,13 +28,16 @@ class Plan:
 
     @property
     def capacity(self) -> int:
-        """The burst: what the limit gives in twice the outage, and four calls per worker at least.
-
-        Workers come back from an outage one by one, up to a second apart. Who is still alone then spends its share of
-        the rate beside those who share the whole of it. That stays within the second extra capacity as long as the
-        outage, with this return, is shorter than the bucket takes to fill: hence twice.
-        """
+        """The burst: what the limit gives in twice the outage, and four calls per worker at least."""
         return max(int(2 * OUTAGE * self.limit), 4 * self.workers)
+
+    @property
+    def extra(self) -> int:
+        """What an outage may cost on top of the limit: one capacity, since shares start full when Redis is lost.
+
+        What the shared bucket gains meanwhile is charged with what the workers took, when Redis is back.
+        """
+        return self.capacity
 
     @property
     def slack(self) -> int:
@@ -52,8 +51,8 @@ class Plan:
 
     @property
     def long_seconds(self) -> float:
-        """The scene with the outage takes twice as long, and long enough to come back."""
-        return max(2 * self.seconds, OUTAGE + 3.5)
+        """The scene with the outage takes twice as long, and long enough to come back and to pay off a capacity."""
+        return max(2 * self.seconds, (OUTAGE + RETURN + self.capacity / self.limit) / 0.7)
 
     @property
     def broken(self) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from shared_resilience.demo.outcome import Outcome
-from shared_resilience.demo.plan import EXTRA_CAPACITIES, FAILURES, Plan
+from shared_resilience.demo.plan import FAILURES, Plan
 
 CLEARLY = 1.5
 ENOUGH = 0.9
@@ -68,7 +68,7 @@ def _with_sharing(plan: Plan, outcome: Outcome) -> list[Promise]:
 
 def _with_outage(plan: Plan, outcome: Outcome) -> list[Promise]:
     granted, most, refused = outcome.granted, outcome.most(plan), outcome.answers["429"]
-    bound = EXTRA_CAPACITIES * plan.capacity
+    bound = plan.extra
     alone, back = outcome.decided_locally(), outcome.returns()
     found = f"{len(back)} of {plan.workers} workers" + (f", the last after {max(back):.1f} s" if back else "")
     extra = f"{granted:,} = {most:,} {granted - most:+,}"
@@ -77,7 +77,7 @@ def _with_outage(plan: Plan, outcome: Outcome) -> list[Promise]:
         _no_errors(outcome),
         Promise(3, "while Redis is away, workers go on with their shares", f"{alone:,} calls", alone > 0),
         Promise(3, "when it is back, they share again by themselves", found, bool(back)),
-        Promise(3, f"at most {EXTRA_CAPACITIES} capacities of extra calls: {bound:,}", extra, within),
+        Promise(3, f"at most one capacity of extra calls: {bound:,}", extra, within),
         Promise(3, f"at most as many 429s: {bound:,}", f"{refused:,}", refused <= bound),
     ]
 

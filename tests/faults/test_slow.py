@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -133,20 +134,44 @@ def test_late(proxy: Proxy, caller: Make, measured: Measured, form: str) -> None
     assert lost == []
 
 
+@contextmanager
+def deaf() -> Iterator[int]:
+    """A port that never accepts: its queue of one is filled, and further packets are dropped."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port: int = listener.getsockname()[1]
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        yield port
+        for filler in fillers:
+            filler.close()
+
+
+def test_closing_ends_a_connection_that_is_being_made(prefix: str) -> None:
+    async def main(port: int) -> list[str]:
+        service = ResilienceService.from_url(f"redis://127.0.0.1:{port}", prefix=prefix, connect_timeout=30.0).aio
+        asking = asyncio.create_task(service.get_or_create_rate_limiter("search", PLENTY).try_acquire())
+        for _ in range(3):  # its first steps, until it connects
+            await asyncio.sleep(0)
+        assert "shared_resilience-connect" in {task.get_name() for task in asyncio.all_tasks()}
+        asking.cancel()
+        await service.close()
+        return [task.get_name() for task in asyncio.all_tasks() if task not in (asking, asyncio.current_task())]
+
+    with deaf() as port:
+        assert asyncio.run(main(port)) == []
+
+
 @pytest.mark.fault(
     "nothing answers when connecting (a packet filter that drops)",
     "`connect_timeout` once for a process, by its first caller; from then on the probe alone waits",
 )
 def test_connects_into_nowhere(caller: Make, measured: Measured, form: str) -> None:
     connect_timeout = 0.4
-    with socket.socket() as deaf:  # never accepts: its queue of one is filled, and further packets are dropped
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
-        port = deaf.getsockname()[1]
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
+    with deaf() as port:
         one = caller(f"redis://127.0.0.1:{port}", connect_timeout=connect_timeout)
         answers = [one.ask() for _ in range(200)]
         end = time.monotonic() + 1.5  # in which the probe tries twice
@@ -154,8 +179,6 @@ def test_connects_into_nowhere(caller: Make, measured: Measured, form: str) -> N
         while time.monotonic() < end:
             later.append(one.ask()[1])
             time.sleep(0.001)
-        for filler in fillers:
-            filler.close()
     first = answers[0][1]
 
     measured(
