@@ -29,7 +29,7 @@ SHARE = BUCKET.capacity // WORKERS
 def test_killed_under_load(own_server: Server, tmp_path: Path, measured: Measured) -> None:
     with fleet(WORKERS, url(own_server.url), ("search",), BUCKET, tmp_path) as workers:
         workers.until_all_decide_by("redis", 0.0)
-        time.sleep(1.5)  # the heartbeats that tell each how many they are
+        time.sleep(2.2)  # the heartbeats that tell each how many they are
         killed = time.monotonic()
         own_server.kill()
         workers.until_all_decide_by("local", killed)
