@@ -172,8 +172,9 @@ def test_fractions_are_charged_by_chance(
     assert remaining(api, limiter) == 10 - charged
 
 
-def test_a_charge_that_has_not_run_is_made_the_next_time(
-    api: Api, limiter: Any, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ran", [False, True])
+def test_a_charge_that_is_lost_is_made_once_whether_it_has_run_or_not(
+    api: Api, limiter: Any, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch, ran: bool
 ) -> None:
     redis_is_away()
     api(limiter.try_acquire("", 4))
@@ -182,39 +183,17 @@ def test_a_charge_that_has_not_run_is_made_the_next_time(
     send = backend._store.execute_all
 
     async def lost(commands: Any) -> Any:
-        if any(command.operation.script == "rate_limiter_settle" for command in commands):
-            raise StoreError(redis.ConnectionError("refused"), sent=False)
-        return await send(commands)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(backend._store, "execute_all", lost)
-        with pytest.raises(Exception, match="refused"):
-            api(api.service.check())
-    assert not api.runtime.process.guard.usable
-    come_back(api)
-
-    assert remaining(api, limiter) == 6
-
-
-def test_a_charge_of_unknown_outcome_is_not_made_again(
-    api: Api, limiter: Any, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    redis_is_away()
-    api(limiter.try_acquire("", 4))
-    backends = api.runtime.backends
-    backend: Any = backends.blocking if api.form == "sync" else backends.suspending
-    send = backend._store.execute_all
-
-    async def unanswered(commands: Any) -> Any:
-        replies = await send(commands)
-        if any(command.operation.script == "rate_limiter_settle" for command in commands):
-            raise StoreError(redis.TimeoutError("late"), sent=True)
+        charges = any(command.operation.script == "rate_limiter_settle" for command in commands)
+        replies = None if charges and not ran else await send(commands)
+        if charges:
+            raise StoreError(redis.TimeoutError("late") if ran else redis.ConnectionError("refused"), sent=ran)
         return replies
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend._store, "execute_all", unanswered)
-        with pytest.raises(Exception, match="late"):
+        patch.setattr(backend._store, "execute_all", lost)
+        with pytest.raises(Exception, match="late" if ran else "refused"):
             api(api.service.check())
+    assert not api.runtime.process.guard.usable
     come_back(api)
 
     assert remaining(api, limiter) == 6

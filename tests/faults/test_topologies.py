@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clusters import Cluster, cluster_of
-from fleets import Call, Fleet, Way, allowed_between, fleet, worst_excess
+from fleets import Fleet, Way, allowed_between, fleet, worst_excess
 from measurements import Measured
 from redis.cluster import LoadBalancingStrategy
 from sentinels import Watched
@@ -23,9 +23,33 @@ BUCKET = TokenBucket(200, 200)
 WORKERS = 3
 
 
-def first_by_redis(calls: list[Call], since: float) -> float:
-    """When Redis decided for the first time since then."""
-    return min(call.asked for call in calls if call.source == "redis" and call.asked > since)
+def survive(
+    way: Way, name: str, primary: Server, replica: Server, folder: Path, measured: Callable[[str], None]
+) -> None:
+    """Kills `primary` under load, and holds what was allowed until its replica decides against the bound."""
+    with fleet(WORKERS, way, (name,), BUCKET, folder) as workers:
+        began = workers.until_all_decide_by("redis", 0.0)
+        time.sleep(2.2)  # the heartbeats that tell each how many they are
+        killed = time.monotonic()
+        primary.kill()
+        workers.until_all_decide_by("local", killed)
+        with replica.client() as client:
+            poll(lambda: client.info("replication")["role"] == "master", "the failover", 30)
+        promoted = time.monotonic()
+        last = workers.until_all_decide_by("redis", promoted)
+        time.sleep(1.0)  # in which a burst would show
+        calls = workers.calls()
+        ended = time.monotonic()
+    first = min(call.asked for call in calls if call.source == "redis" and call.asked > promoted)
+    excess = worst_excess(calls, BUCKET.capacity, BUCKET.refill_rate, began, ended)
+
+    measured(
+        f"{len(calls):,} calls, none raised; a successor after {promoted - killed:.1f} s, "
+        f"the first shares {first - promoted:.1f} s later, the last {last - promoted:.1f} s; "
+        f"worst excess {max(0.0, excess):.0f}, with a capacity of {BUCKET.capacity}"
+    )
+    assert excess <= BUCKET.capacity + BUCKET.refill_rate * (last - first)
+    assert last - promoted < 5.0
 
 
 @pytest.mark.fault(
@@ -37,29 +61,7 @@ def test_failover(watched: Watched, tmp_path: Path, measured: Measured) -> None:
     way = Way("sentinel", str(watched.port), {"command_timeout": 0.5})
     folder = tmp_path / "calls"
     folder.mkdir()
-    with fleet(WORKERS, way, ("search",), BUCKET, folder) as workers:
-        began = workers.until_all_decide_by("redis", 0.0)
-        time.sleep(2.2)  # the heartbeats that tell each how many they are
-        killed = time.monotonic()
-        watched.primary.kill()
-        workers.until_all_decide_by("local", killed)
-        with watched.replica.client() as replica:
-            poll(lambda: replica.info("replication")["role"] == "master", "the failover", 30)
-        promoted = time.monotonic()
-        shared = workers.until_all_decide_by("redis", promoted)
-        time.sleep(1.0)  # in which a burst would show
-        calls = workers.calls()
-        ended = time.monotonic()
-    first = first_by_redis(calls, promoted)
-    excess = worst_excess(calls, BUCKET.capacity, BUCKET.refill_rate, began, ended)
-
-    measured(
-        f"{len(calls):,} calls, none raised; a successor after {promoted - killed:.1f} s, "
-        f"the first shares {first - promoted:.1f} s later, the last {shared - promoted:.1f} s; "
-        f"worst excess {max(0.0, excess):.0f}, with a capacity of {BUCKET.capacity}"
-    )
-    assert excess <= BUCKET.capacity + BUCKET.refill_rate * (shared - first)
-    assert shared - promoted < 5.0
+    survive(way, "search", watched.primary, watched.replica, folder, measured)
 
 
 @pytest.fixture(scope="module")
@@ -166,26 +168,4 @@ def test_a_primary_of_a_cluster_dies(cluster: Cluster, tmp_path: Path, measured:
     with cluster.client() as client:
         name = name_in(cluster, client, cluster.primaries[0])
     way = Way("cluster", str(cluster.primaries[1].port), {"command_timeout": 0.5})
-    with fleet(WORKERS, way, (name,), BUCKET, tmp_path) as workers:
-        began = workers.until_all_decide_by("redis", 0.0)
-        time.sleep(2.2)  # the heartbeats that tell each how many they are
-        killed = time.monotonic()
-        cluster.primaries[0].kill()
-        workers.until_all_decide_by("local", killed)
-        with cluster.replicas[0].client() as replica:
-            poll(lambda: replica.info("replication")["role"] == "master", "the failover", 30)
-        promoted = time.monotonic()
-        shared = workers.until_all_decide_by("redis", promoted)
-        time.sleep(1.0)  # in which a burst would show
-        calls = workers.calls()
-        ended = time.monotonic()
-    first = first_by_redis(calls, promoted)
-    excess = worst_excess(calls, BUCKET.capacity, BUCKET.refill_rate, began, ended)
-
-    measured(
-        f"{len(calls):,} calls, none raised; its replica took over after {promoted - killed:.1f} s, "
-        f"the first shares {first - promoted:.1f} s later, the last {shared - promoted:.1f} s; "
-        f"worst excess {max(0.0, excess):.0f}, with a capacity of {BUCKET.capacity}"
-    )
-    assert excess <= BUCKET.capacity + BUCKET.refill_rate * (shared - first)
-    assert shared - promoted < 5.0
+    survive(way, name, cluster.primaries[0], cluster.replicas[0], tmp_path, measured)
