@@ -9,14 +9,49 @@ from shared_resilience import scripts
 
 _CALLED = re.compile(r'redis\.p?call\(\s*"([A-Z]+)"')
 
-CLIENT = ("evalsha", "script|load", "subscribe", "unsubscribe")
-"""Sent by the client; the last two hear who may go into a bulkhead, or that a call that is made once is over."""
+CLIENT = ("select", "evalsha", "script|load", "subscribe", "unsubscribe")
+"""Sent by the client; the last two hear who may go into a bulkhead, or that a call that is made once is over.
 
-OF_CLUSTERS = ("cluster|slots", "command")
+Without them, those who wait look by themselves.
+"""
+
+OF_CLUSTERS = ("cluster|slots", "command", "asking")
 """Sent by redis-py's cluster clients."""
 
 OF_OPERATORS = ("scan", "unlink", "info", "dbsize", "memory|usage", "script|exists", "acl|whoami", "cluster|info")
 """For `reset_all`, and for all that a self-check looks at."""
+
+PROBES: dict[str, tuple[object, ...]] = {
+    "set": ("", "PX", 1000),
+    "exists": (),
+    "hdel": ("f",),
+    "hexists": ("f",),
+    "hgetall": (),
+    "hincrby": ("f", 1),
+    "hkeys": (),
+    "hlen": (),
+    "hmget": ("f",),
+    "hset": ("f", 1),
+    "persist": (),
+    "pexpire": (1000,),
+    "zadd": (1, "m"),
+    "zcard": (),
+    "zcount": (0, 0),
+    "zrange": (0, 0),
+    "zrangebyscore": (0, 0),
+    "zrank": ("m",),
+    "zrem": ("m",),
+    "zremrangebyrank": (0, 0),
+    "zremrangebyscore": (0, 0),
+    "zrevrange": (0, 0),
+    "zrevrangebyscore": (0, 0),
+    "zscore": ("m",),
+    "del": (),
+}
+"""Arguments by which each command that scripts call can be tried on a key of the check's own.
+
+The key holds a text until its end, so that whatever is permitted fails without a trace; what is not says NOPERM.
+"""
 
 
 @cache

@@ -63,7 +63,7 @@ class Kept(NamedTuple):
 
 def text(value: Any) -> str:
     """A text in a reply."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def entry_of(reply: Any, source: Source, answer: Answer | None = None) -> Entry:

@@ -68,7 +68,7 @@ def view_of(reply: Reply, source: Source) -> View:
 
 
 def _text(value: int | str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 PROBE: Operation[View] = Operation("circuit_breaker_probe", circuit.probe, view_of)

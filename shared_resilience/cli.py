@@ -12,6 +12,7 @@ import redis
 
 from shared_resilience import acl, scripts
 from shared_resilience.backends import step
+from shared_resilience.backends.clients import OwnClients
 from shared_resilience.demo import command_line as demo
 from shared_resilience.diagnosis import Diagnosis, Finding
 from shared_resilience.doctor import examine
@@ -74,7 +75,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     except (ValueError, StoreConfigurationError) as error:  # each says itself what to do
         diagnosis = _failed(error)
     except StoreUnavailableError as error:
-        diagnosis = _failed(error, "start it, or name another: shared-resilience doctor redis://host:port/database")
+        diagnosis = _failed(error, "is it up, not busy, and nearer than --command-timeout? else name another URL")
     sys.stdout.write(f"{diagnosis}\n")
     return EXIT_CODES[diagnosis.level]
 
@@ -83,8 +84,9 @@ def _examined(url: str, arguments: argparse.Namespace) -> Diagnosis:
     options = CheckedOptions(prefix=arguments.prefix, command_timeout=arguments.command_timeout)
     if not arguments.cluster:
         return _diagnosis(own_runtime(url, options), options)
+    checked = OwnClients(url, options.command_timeout, options.connect_timeout)  # which shows no secrets
     try:
-        client = redis.RedisCluster.from_url(url)
+        client = redis.RedisCluster.from_url(url, **checked.timeouts)
     except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         raise StoreUnavailableError(f"no cluster answers ({type(error).__name__}: {error})") from error
     with client:

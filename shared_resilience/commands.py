@@ -45,8 +45,9 @@ class Operation(Generic[R]):
 
     `twin(states, now_us, *args)` is the script as a pure function. `decode(reply, source)` makes a reply what callers
     see. `share(n, *args)` gives the arguments for one of `n` equal parts of the fleet. `allowed` and `denied` are the
-    replies for when Redis is away and the user chose not to decide locally. What is `ramped` has to fit into the share
-    of its process, too, just after an outage; a reply that begins with 1 says that it does.
+    replies for when Redis is away and the user chose not to decide locally. Just after an outage, what has a `ramp`
+    must also fit into the share of its process: `ramp(reply, left_us)` makes of the twin's reply None, which says that
+    it does, or a refusal for at most so many microseconds.
     """
 
     script: str
@@ -55,7 +56,7 @@ class Operation(Generic[R]):
     share: Callable[..., Arguments] = _the_whole
     allowed: Reply = ()
     denied: Reply = ()
-    ramped: bool = False
+    ramp: Callable[[Reply, int], Reply | None] | None = None
     loaded: scripts.Script = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from shared_resilience import acl, scripts
 from shared_resilience.backends import Backend
+from shared_resilience.backends.faults import StoreError
 from shared_resilience.diagnosis import Diagnosis, Finding
+from shared_resilience.errors import StoreConfigurationError, StoreUnavailableError
 
 LOOKS = 20
 SAMPLED_KEYS = 50
@@ -20,37 +22,10 @@ NO_SCRIPT = "0" * 40
 SPARE = 0.8
 """Of the connections that a server takes, how many may be in use."""
 
-PROBES: dict[str, tuple[object, ...]] = {
-    "set": ("", "PX", 1000),
-    "del": (),
-    "exists": (),
-    "hdel": ("f",),
-    "hexists": ("f",),
-    "hgetall": (),
-    "hincrby": ("f", 1),
-    "hkeys": (),
-    "hlen": (),
-    "hmget": ("f",),
-    "hset": ("f", 1),
-    "persist": (),
-    "pexpire": (1000,),
-    "zadd": (1, "m"),
-    "zcard": (),
-    "zcount": (0, 0),
-    "zrange": (0, 0),
-    "zrangebyscore": (0, 0),
-    "zrank": ("m",),
-    "zrem": ("m",),
-    "zremrangebyrank": (0, 0),
-    "zremrangebyscore": (0, 0),
-    "zrevrange": (0, 0),
-    "zrevrangebyscore": (0, 0),
-    "zscore": ("m",),
-}
-"""Arguments by which each command that scripts call can be tried on a key of the check's own, which ends after it.
+FULL = 0.9
+"""Of the memory that a server may take."""
 
-The key holds a text, so that whatever is permitted fails without a trace; a command that is not says NOPERM.
-"""
+DECISIONS = "decisions"
 
 
 @dataclass(slots=True)
@@ -68,6 +43,8 @@ class Facts:
     keys: int | None = None
     bytes_of_keys: list[int] = field(default_factory=list)
     cluster: Mapping[str, str] | None = None
+    refusal: str | None = None
+    """Why Redis does not decide, though it answers."""
     elsewhere: bool = False
     """Whether some keys are on other nodes, to which this client does not go."""
 
@@ -87,9 +64,11 @@ async def facts_of(backend: Backend, prefix: str, command_timeout: float) -> Fac
         began, at = time.perf_counter(), time.time()
         (told,) = await _replies(backend, key, [("TIME",)])
         facts.seconds.append(time.perf_counter() - began)
-        if isinstance(told, Exception):
+        if _is_denial(told):
             facts.missing.append("time")
             break
+        if isinstance(told, Exception):  # no password, or too busy
+            raise StoreError(told, sent=True).public()
         facts.clock_ahead = int(told[0]) + int(told[1]) / 1e6 - at - facts.seconds[-1] / 2
     del facts.seconds[0]  # which may have had to connect
     facts.missing += [command for command in await _denied(backend, key) if command != "time"]
@@ -102,6 +81,10 @@ async def facts_of(backend: Backend, prefix: str, command_timeout: float) -> Fac
     facts.known_scripts = None if isinstance(known, Exception) else sum(map(int, known))
     facts.keys = None if isinstance(keys, Exception) else int(keys)
     facts.bytes_of_keys = await _sizes(backend, key, prefix)
+    try:
+        await backend.check()
+    except (StoreUnavailableError, StoreConfigurationError) as error:
+        facts.refusal = str(error)
     if not isinstance(cluster, Mapping):  # as clients for a cluster have it, who go everywhere
         elsewhere = [("EXISTS", f"{prefix}:{{{prefix}:check{number}}}") for number in range(LOOKS)]
         facts.elsewhere = any(str(reply).startswith("MOVED") for reply in await _replies(backend, key, elsewhere))
@@ -116,10 +99,9 @@ async def _denied(backend: Backend, key: str) -> list[str]:
     questions: list[tuple[Any, ...]] = [("EVALSHA", NO_SCRIPT, 1, key), ("SCRIPT", "LOAD", "return 0")]
     questions += [("EVAL", "return 0", 1, key), ("PUBLISH", f"{key}:wake", "")]
     names = ["evalsha", "script|load", "eval", "publish"]
-    for command, arguments in PROBES.items():
+    for command, arguments in acl.PROBES.items():
         questions.append((command.upper(), key, *arguments))
         names.append(command)
-    questions.append(("DEL", key))
     replies = await _replies(backend, key, questions)
     denied = [name for name, reply in zip(names, replies, strict=False) if _is_denial(reply)]
     if "eval" not in denied:
@@ -146,6 +128,7 @@ async def _sizes(backend: Backend, key: str, prefix: str) -> list[int]:
 def judged(facts: Facts) -> Iterator[Finding]:
     """What follows from the facts."""
     info = facts.info
+    yield _decisions(facts)
     yield _permissions(facts)
     yield _latency(facts)
     yield _clock(facts)
@@ -161,6 +144,12 @@ def judged(facts: Facts) -> Iterator[Finding]:
     yield _scripts(facts)
     yield _keys(facts)
     yield _cluster(facts)
+
+
+def _decisions(facts: Facts) -> Finding:
+    if facts.refusal is None:
+        return Finding(DECISIONS, "fine", "Redis decides")
+    return Finding(DECISIONS, "error", facts.refusal, "until then each process decides alone; see below, and its log")
 
 
 def _permissions(facts: Facts) -> Finding:
@@ -209,6 +198,9 @@ def _version(info: Mapping[str, str]) -> Finding:
 def _eviction(info: Mapping[str, str]) -> Finding:
     policy, most = info.get("maxmemory_policy", "noeviction"), int(info.get("maxmemory", 0))
     used = f"{int(info.get('used_memory', 0)) / 1e6:.1f} MB"
+    if policy == "noeviction" and most and int(info.get("used_memory", 0)) > FULL * most:
+        remedy = "when it is full, calls are decided locally: CONFIG SET maxmemory to more"
+        return Finding("eviction", "warning", f"noeviction; {used} used of {most / 1e6:.1f} MB", remedy)
     if policy == "noeviction":
         bound = f" of {most / 1e6:.1f} MB; when full, calls are decided locally" if most else ", without a bound"
         return Finding("eviction", "fine", f"noeviction; {used} used{bound}")

@@ -60,7 +60,11 @@ class Kept(NamedTuple):
 
 def _kept(reply: Reply, source: Source) -> Kept | None:
     found, age, value = reply
-    return Kept(value.decode() if isinstance(value, bytes) else str(value), int(age) / MILLION) if found else None
+    return (
+        Kept(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value), int(age) / MILLION)
+        if found
+        else None
+    )
 
 
 STORE: Operation[Reply] = Operation("fallback_cache_store", store, lambda reply, source: reply)

@@ -216,7 +216,7 @@ class Beat:
 
 
 def _text(value: int | str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _pairs(flat: Reply) -> Iterable[tuple[int | str | bytes, int | str | bytes]]:

@@ -23,6 +23,9 @@ DENIED: Reply = (0, 1, 0, 0, 1_000_000, 0, 0, 0, "")
 Keys = tuple[str, ...]
 ANY_DELAY = -1
 
+REMEMBERED = -1
+"""When an answer was decided that a process gives itself, out of its memory."""
+
 
 class Answer(NamedTuple):
     """A reply, decoded: the decision, its time on the deciding clock in µs, and overrides that were ignored.
@@ -38,6 +41,13 @@ class Answer(NamedTuple):
 
 def _share(n: int, cost: int, share: int, *rest: Argument) -> Arguments:
     return cost, share * n, *rest
+
+
+def _ramp(reply: Reply, left_us: int) -> Reply | None:
+    allowed, index, limit, remaining, wait, *rest = reply
+    if allowed:
+        return None
+    return (allowed, index, limit, remaining, min(int(wait), left_us) if int(wait) >= 0 else wait, *rest)
 
 
 def _first(reply: Reply, source: Source) -> int:
@@ -64,10 +74,10 @@ class LimitCommands:
         self.may_delay = "leaky_bucket" in kinds
         script = kinds.pop() if len(kinds) == 1 else "rate_limiter"
         twin = limits.take_tokens if script == "token_bucket" else limits.take
-        self._take = Operation(script, twin, decode, _share, ALLOWED, DENIED, ramped=True)
+        self._take = Operation(script, twin, decode, _share, ALLOWED, DENIED, _ramp)
         of_leases = decoder_of_leases(decode)
         self._lease = Operation(
-            "token_bucket_lease", limits.lease, of_leases, _share, (*ALLOWED, 0), (*DENIED, 0), ramped=True
+            "token_bucket_lease", limits.lease, of_leases, _share, (*ALLOWED, 0), (*DENIED, 0), _ramp
         )
         self._peek = Operation("rate_limiter_peek", limits.peek, decode, _share, ALLOWED, DENIED)
         self._give_or_take = Operation("rate_limiter_settle", limits.settle, decode, _share, ALLOWED, DENIED)
@@ -116,7 +126,7 @@ def decoder(labels: Sequence[str]) -> Callable[[Any, Source], Answer]:
             retry_after = math.inf if wait < 0 else wait / 1e6
             fields = (False, limit, remaining, retry_after, reset_after / 1e6, delay / 1e6, labels[index], source)
         if ignored:
-            ignored = ignored.decode() if isinstance(ignored, bytes) else ignored
+            ignored = ignored.decode("utf-8", "replace") if isinstance(ignored, bytes) else ignored
         return make(Answer, (make(Decision, fields), decided_us, ignored, 0))
 
     return decode

@@ -16,7 +16,7 @@ from shared_resilience.decision import Decision
 from shared_resilience.errors import RateLimitExceeded
 from shared_resilience.heartbeat import Resource
 from shared_resilience.leases import Leases
-from shared_resilience.limit_commands import ANY_DELAY, PAUSE, PAUSE_FOR, RESET, Answer, LimitCommands
+from shared_resilience.limit_commands import ANY_DELAY, PAUSE, PAUSE_FOR, REMEMBERED, RESET, Answer, LimitCommands
 from shared_resilience.limiter_config import LimiterConfig
 from shared_resilience.limiter_keys import Key, LimiterKeys, Texts
 from shared_resilience.lines import Lines
@@ -27,9 +27,6 @@ from shared_resilience.sent_commands import SentCommands
 
 Asked = tuple[Texts, int, float, int]
 """The keys, the cost, the longest delay, and what is held back."""
-
-REMEMBERED = -1
-"""When an answer was decided that a process gives itself, out of its memory."""
 
 
 class Limiter(Component):
@@ -43,7 +40,7 @@ class Limiter(Component):
         self.keys = LimiterKeys(self.resource.keys, process.prefix, name, config)
         self.refusals = Refusals()
         self._lines = Lines()
-        self._debts = Debts(config, self.keys, process)
+        self.debts = Debts(config, self.keys, process)
         self._process = process
         self._events = process.events
         self._labels = tuple(limit.label for limit in config.limits)
@@ -59,7 +56,7 @@ class Limiter(Component):
     def after_fork(self) -> None:
         self.refusals = Refusals()
         self._lines = Lines()
-        self._debts.clear()
+        self.debts.clear()
         self.leases = self._no_leases()
 
     def _no_leases(self) -> Leases[Texts] | None:
@@ -74,7 +71,7 @@ class Limiter(Component):
                 await self.run(backend, self.commands.give(self.keys.of(texts), tokens, told=self.told()))
 
     def bill(self, most: int, shares: Mapping[Resource, int]) -> Bill | None:
-        return self._debts.bill(most, shares.get(self.resource, 1), self.resource.overrides)
+        return self.debts.bill(most, shares.get(self.resource, 1), self.resource.overrides)
 
     def _rate(self) -> float:
         """Tokens per second of the fastest bucket, by the numbers in force."""
@@ -239,9 +236,10 @@ class Limiter(Component):
             answer = await backend.run(command, self.resource, self.config.on_outage)
         else:
             answer = await self._decide_anew(backend, texts, cost, max_delay, held_back)
-        decision, _, ignored, _ = answer
-        if ignored:
-            self.note_ignored(ignored)
+        decision = answer.decision
+        if answer.ignored:
+            self.note_ignored(answer.ignored)
+        self.debts.owe(answer, texts, cost)
         if self.config.shadow:
             return answer._replace(decision=self._in_shadow(decision))
         if not decision.allowed and answer.decided_us != REMEMBERED:
@@ -306,8 +304,6 @@ class Limiter(Component):
         """Counts a decision, and tells listeners of a refusal."""
         if decision.source == "local":
             self.resource.count("limit.decided_locally")
-            if not self._process.guard.usable:
-                self._debts.note(texts)
         if decision.limited_by is None:
             self.resource.count("limit.allowed")
             return decision

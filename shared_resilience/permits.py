@@ -102,7 +102,9 @@ class LimitsAndSlot:
 
     def passed(self, entry: Entry) -> None:
         """As `Way.passed`."""
-        self._limiter.note(cast("Answer", entry.answer).decision, self._texts)
+        answer = cast("Answer", entry.answer)
+        self._limiter.debts.owe(answer, self._texts, self._cost)
+        self._limiter.note(answer.decision, self._texts)
 
     def _longest_wait(self, left: float) -> float:
         """For how long limits may be waited for, if `left` seconds are left for the slot."""

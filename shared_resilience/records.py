@@ -103,7 +103,7 @@ class Answer(NamedTuple):
 
 
 def _text(value: int | str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _answer(reply: Reply, source: Source) -> Answer:

@@ -33,7 +33,9 @@ class Reserved:
             return
         core, keys, told = self.core, self.core.keys.of(self.texts), self.core.told()
         if actual > self.cost:
-            await core.run(backend, core.commands.charge(keys, actual - self.cost, told))
+            more = actual - self.cost
+            charged = await core.run(backend, core.commands.charge(keys, more, told))
+            core.debts.owe(charged._replace(decision=charged.decision._replace(allowed=True)), self.texts, more)
         elif backend.source() == self.answer.decision.source:
             since_us = max(0, self.answer.decided_us)  # of what came out of a lease it is not known
             await core.run(backend, core.commands.give(keys, self.cost - actual, since_us, told))

@@ -27,9 +27,10 @@ from shared_resilience import (
     scripts,
 )
 from shared_resilience.cli import main
-from shared_resilience.doctor import NO_SCRIPT, PROBES, Facts, judged
+from shared_resilience.doctor import NO_SCRIPT, Facts, judged
 
 SUBJECTS = [
+    "decisions",
     "permissions",
     "latency",
     "clock",
@@ -109,7 +110,7 @@ def test_keys_that_a_user_may_not_touch_are_a_missing_permission(another: Any) -
 
 
 def test_all_commands_of_the_scripts_can_be_tried() -> None:
-    assert {*PROBES} == {*acl.commands_of_scripts()} - {"time", "publish"}
+    assert {*acl.PROBES} == {*acl.commands_of_scripts()} - {"time", "publish"}
 
 
 def use_everything(service: ResilienceService) -> None:
@@ -337,7 +338,7 @@ def test_the_permissions_are_printed_for_a_prefix_an_operator_and_a_cluster(caps
     line = capsys.readouterr().out
 
     assert line.startswith(
-        "ACL SETUSER limits reset on >PASSWORD ~app:sr:* resetchannels &app:sr:* +evalsha +script|load "
+        "ACL SETUSER limits reset on >PASSWORD ~app:sr:* resetchannels &app:sr:* +select +evalsha +script|load "
     )
     assert {"+cluster|slots", "+command", "+info", "+scan", "+zadd", "+publish"} <= set(line.split())
     assert not {"+@all", "+eval", "+keys", "+flushall", "+config", "~*", "&*"} & set(line.split())

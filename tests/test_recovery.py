@@ -172,31 +172,95 @@ def test_fractions_are_charged_by_chance(
     assert remaining(api, limiter) == 10 - charged
 
 
-@pytest.mark.parametrize("ran", [False, True])
-def test_a_charge_that_is_lost_is_made_once_whether_it_has_run_or_not(
-    api: Api, limiter: Any, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch, ran: bool
+@pytest.mark.parametrize("how", ["not sent", "no reply", "refused", "rejected"])
+def test_a_charge_that_fails_is_made_once_and_keeps_nobody_away_from_redis(
+    api: Api, limiter: Any, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    """The next time, if it has certainly not run."""
     redis_is_away()
     api(limiter.try_acquire("", 4))
     backends = api.runtime.backends
     backend: Any = backends.blocking if api.form == "sync" else backends.suspending
-    send = backend._store.execute_all
+    send = backend._store.try_all
 
-    async def lost(commands: Any) -> Any:
-        charges = any(command.operation.script == "rate_limiter_settle" for command in commands)
-        replies = None if charges and not ran else await send(commands)
-        if charges:
-            raise StoreError(redis.TimeoutError("late") if ran else redis.ConnectionError("refused"), sent=ran)
-        return replies
+    async def fail(commands: Any) -> Any:
+        if how == "not sent":
+            raise StoreError(redis.ConnectionError("refused"), sent=False)
+        if how in ("refused", "rejected"):
+            word = "OOM command not allowed" if how == "refused" else "WRONGTYPE of another kind"
+            return [StoreError(redis.ResponseError(word), sent=True)] * len(commands)
+        await send(commands)
+        raise StoreError(redis.TimeoutError("late"), sent=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend._store, "execute_all", lost)
-        with pytest.raises(Exception, match="late" if ran else "refused"):
-            api(api.service.check())
-    assert not api.runtime.process.guard.usable
+        patch.setattr(backend._store, "try_all", fail)
+        come_back(api)
+    redis_is_away()
     come_back(api)
 
-    assert remaining(api, limiter) == 6
+    assert remaining(api, limiter) == (10 if how == "rejected" else 6)
+
+
+def test_one_charge_that_is_rejected_leaves_the_others_alone(
+    api: Api, redis_is_away: Callable[[], None], place: str, stores: Callable[[str], Lane], prefix: str
+) -> None:
+    limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(10, 0.001))
+    other = api.service.get_or_create_rate_limiter("other", TokenBucket(10, 0.001))
+    redis_is_away()
+    for key in ("a", "b", "c"):
+        api(limiter.try_acquire(key, 4))
+    api(other.try_acquire("", 4))
+    stores(place).client.set(f"{prefix}:{{search}}:limit:token_bucket:c", "mine")
+    come_back(api)
+
+    assert [remaining(api, limiter, key) for key in ("a", "b")] == [6, 6]
+    assert remaining(api, other) == 6
+
+
+def test_what_was_charged_is_not_charged_again_after_the_next_outage(
+    api: Api, limiter: Any, redis_is_away: Callable[[], None]
+) -> None:
+    for cost in (5, 1, 1):
+        redis_is_away()
+        assert api(limiter.try_acquire("", cost)).source == "local"
+        come_back(api)
+
+    assert remaining(api, limiter) == 3
+
+
+def test_refusals_and_what_is_decided_while_ramping_are_not_charged(
+    api: Api, limiter: Any, redis_is_away: Callable[[], None]
+) -> None:
+    redis_is_away()
+    api(limiter.try_acquire("", 6))
+    assert not api(limiter.try_acquire("", 6))
+    come_back(api)
+    assert api(limiter.try_acquire("", 2)).source == "redis"  # and out of the share, too
+    redis_is_away()
+    assert not api(limiter.try_acquire("", 5))
+    come_back(api)
+
+    assert remaining(api, limiter) == 2
+
+
+def test_what_a_reservation_took_too_much_of_is_charged(api: Api, redis_is_away: Callable[[], None]) -> None:
+    limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(20, 0.001))
+    redis_is_away()
+    reservation = api(limiter.reserve("", 4))
+    api(reservation.settle(7))
+    come_back(api)
+
+    assert remaining(api, limiter) == 13
+
+
+def test_leased_tokens_are_charged_as_they_were_taken(api: Api, redis_is_away: Callable[[], None]) -> None:
+    limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(20, 0.001), lease_tokens=5)
+    redis_is_away()
+    for _ in range(6):
+        assert api(limiter.try_acquire())
+    come_back(api)
+
+    assert remaining(api, limiter) == 13  # a first lease of 2, and one of 5
 
 
 def test_a_charge_that_cannot_be_worked_out_keeps_nobody_away_from_redis(
@@ -218,7 +282,7 @@ def test_a_charge_that_cannot_be_worked_out_keeps_nobody_away_from_redis(
 def test_many_keys_are_charged_little_by_little(
     api: Api, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared_resilience.backends.fallback.CHARGES_AT_ONCE", 10)
+    monkeypatch.setattr("shared_resilience.backends.charges.CHARGES_AT_ONCE", 10)
     limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(10, 0.001))
     redis_is_away()
     for number in range(35):
@@ -238,7 +302,7 @@ def test_the_keys_that_are_known_are_bounded_and_the_longest_unused_go_first(api
     debts = Debts(core.config, core.keys, api.runtime.process, most=3)
     for key in ("a", "b", "c", "a", "d"):
         api.runtime.process.local.execute(core.commands.take(core.keys.of((key,)), 1))
-        debts.note((key,))
+        debts.note((key,), 1)
 
     assert len(debts) == 3
     bill = debts.bill(10, 1, {})
@@ -320,7 +384,7 @@ def test_just_after_an_outage_calls_have_to_fit_into_the_share_too(api: Api, red
         (False, "local"),
         (False, "local"),
     ]
-    assert soon[1].retry_after == pytest.approx(1.0)
+    assert soon[1].retry_after == pytest.approx(0.5)  # what is left of it: then Redis is asked
     assert [(decision.allowed, decision.source) for decision in later] == [(True, "redis")] * 3
 
 

@@ -37,6 +37,11 @@ class OwnClients:
         self._connect_timeout = connect_timeout
         self.identity = store_identity(self.pool().connection_kwargs)
 
+    @property
+    def timeouts(self) -> dict[str, float]:
+        """Those of sockets, as redis-py names them."""
+        return {name: self._options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+
     def pool(self) -> redis.ConnectionPool:
         """A pool for synchronous callers."""
         pool: redis.ConnectionPool = self._pool(

@@ -36,7 +36,7 @@ class Ear(Protocol):
 
 def _payload(message: dict[str, Any]) -> str:
     data = message["data"]
-    return data.decode() if isinstance(data, bytes) else str(data)
+    return data.decode("utf-8", "replace") if isinstance(data, bytes) else str(data)
 
 
 class _Heard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import threading
 import weakref
@@ -13,12 +14,13 @@ from typing import Any, TypeVar
 from redis.exceptions import InvalidResponse
 
 from shared_resilience.backends import OnOutage, step
+from shared_resilience.backends.charges import BETWEEN_CHARGES, pay
 from shared_resilience.backends.ears import Ear
 from shared_resilience.backends.faults import Fault, StoreError
 from shared_resilience.backends.forms import ForTasks, ForThreads
 from shared_resilience.backends.process import Process
 from shared_resilience.backends.redis import RedisStore
-from shared_resilience.commands import Argument, Command, Source
+from shared_resilience.commands import Argument, Command, Reply, Source
 from shared_resilience.errors import StoreUnavailableError
 from shared_resilience.heartbeat import DECIDED_LOCALLY, Resource
 
@@ -27,10 +29,6 @@ logger = logging.getLogger("shared_resilience")
 HARMLESS = (Fault.SATURATED, Fault.REJECTED)
 """Faults of one command, which say nothing about the next."""
 
-
-CHARGES_AT_ONCE = 500
-BETWEEN_CHARGES = 0.02
-"""Seconds, on average."""
 
 OF_ANOTHER_SHAPE = (TypeError, ValueError, IndexError)
 """What taking a reply apart raises that no script of ours can have sent."""
@@ -60,11 +58,11 @@ class FallbackBackend(ForThreads):
         if not guard.usable:
             self._launch_prober()
             return self._decide_alone(command, resource, on_outage, None)
-        if guard.ramping and on_outage == "local" and command.operation.ramped and guard.still_ramping(now):
-            reply = self._process.local.execute(command.share(self._workers(resource)))
-            if reply[0] != 1:
-                resource.count(DECIDED_LOCALLY)
-                return command.operation.decode(reply, "local")
+        of_share: Reply | None = None
+        if guard.ramping and on_outage == "local" and command.operation.ramp and (left := guard.ramp_left(now)) > 0:
+            of_share = process.local.execute(command.share(self._workers(resource)))
+            if (refusal := command.operation.ramp(of_share, math.ceil(left * 1e6))) is not None:
+                return self._locally(command, resource, refusal)
         era = guard.era
         try:
             if process.heartbeat.due(now):
@@ -77,10 +75,23 @@ class FallbackBackend(ForThreads):
             except OF_ANOTHER_SHAPE as error:
                 raise _garbled(reply) from error
         except StoreError as error:
+            error = await self._closer_look(error)
             self._note(error, resource, era)
+            if of_share is not None:  # which has been asked
+                return self._locally(command, resource, of_share)
             return self._decide_alone(command, resource, on_outage, error)
         guard.proven = True
         return answer
+
+    async def _closer_look(self, error: StoreError) -> StoreError:
+        """What is behind it if a server hangs up on the first caller: some do so on long commands before a password."""
+        if self._process.guard.proven or not error.hung_up:
+            return error
+        try:
+            (told,) = await self._store.inquire(self._process.prefix, [("TIME",)])
+        except StoreError as closer:
+            return closer
+        return StoreError(told, sent=True) if isinstance(told, Exception) else error
 
     async def keep_up(self, resource: Resource) -> None:
         process = self._process
@@ -182,11 +193,14 @@ class FallbackBackend(ForThreads):
             if cause is not None:
                 raise cause.public() from cause
             raise StoreUnavailableError("Redis is away and will be asked again by a probe; on_outage is 'raise'")
-        resource.count(DECIDED_LOCALLY)
         if on_outage == "local":
             reply = self._process.local.execute(command.share(self._workers(resource)))
         else:
             reply = command.operation.allowed if on_outage == "allow" else command.operation.denied
+        return self._locally(command, resource, reply)
+
+    def _locally(self, command: Command[R], resource: Resource, reply: Reply) -> R:
+        resource.count(DECIDED_LOCALLY)
         return command.operation.decode(reply, "local")
 
     def _workers(self, resource: Resource) -> int:
@@ -232,48 +246,21 @@ class FallbackBackend(ForThreads):
 
     async def _come_back(self) -> None:
         """Asks Redis; if it was away, charges it for what this process has taken alone. Raises `StoreError`."""
-        guard = self._process.guard
-        if guard.usable:
-            await self._beat(force=True)
-            guard.recovered()
-            return
-        heartbeat = self._process.heartbeat
-        heartbeat.outlast(self.monotonic())
-        shares = {resource: self._known_workers(resource) or 1 for resource in heartbeat.resources()}
+        guard, heartbeat = self._process.guard, self._process.heartbeat
+        was_away, shares = not guard.usable, dict[Resource, int]()
+        if was_away:
+            heartbeat.outlast(self.monotonic())
+            shares = {resource: self._known_workers(resource) or 1 for resource in heartbeat.resources()}
         await self._beat(force=True)  # which may tell another number of workers
-        more = await self._pay(shares)
+        more = was_away and await pay(self._store, self._process, shares)
         guard.recovered()
         if more:
             self.background(self._pay_the_rest(shares))
 
-    async def _pay(self, shares: Mapping[Resource, int]) -> bool:
-        """Pays some of each component's debts; whether there may be more. Raises `StoreError`."""
-        more = False
-        for component in list(self._process.components.values()):
-            try:
-                bill = component.bill(CHARGES_AT_ONCE, shares)
-            except Exception:  # whatever it is, it must not keep this process away from Redis
-                logger.exception("what was taken without Redis could not be worked out")
-                continue
-            if bill is None:
-                continue
-            more = True
-            try:
-                await self._store.execute_all(bill.commands[:1])  # which introduces the script to a new server
-                await self._store.execute_all(bill.commands[1:])
-            except StoreError as error:
-                if error.fault.ran_not:
-                    bill.put_back()
-                raise
-        return more
-
     async def _pay_the_rest(self, shares: Mapping[Resource, int]) -> None:
         """Little by little, for all processes come back at about the same time."""
-        try:
-            while self._process.guard.usable and await self._pay(shares):
-                await self.sleep(random.uniform(0, 2 * BETWEEN_CHARGES))
-        except StoreError as error:
-            logger.warning("what was taken without Redis could not be told yet: %s", error)
+        while self._process.guard.usable and await pay(self._store, self._process, shares):
+            await self.sleep(random.uniform(0, 2 * BETWEEN_CHARGES))
 
 
 class AsyncFallbackBackend(ForTasks, FallbackBackend):

@@ -18,6 +18,7 @@ class StoreError(Exception):
 
     def __init__(self, error: Exception, sent: bool) -> None:
         self.fault = classify(error, sent)
+        self.hung_up = self.fault is Fault.UNKNOWN and not isinstance(error, redis_errors.TimeoutError | TimeoutError)
         self._remedy = _remedy(error) if self.fault is Fault.CONFIGURATION else ""
         super().__init__(f"{type(error).__name__}: {error}")
 
@@ -109,6 +110,8 @@ def _remedy(error: Exception) -> str:
 
 def classify(error: Exception, sent: bool) -> Fault:
     """The fault behind `error`; `sent` says whether the command had gone out when it was raised."""
+    if "cannot be connected" in str(error):  # a cluster of which no node answers
+        return Fault.UNREACHABLE
     for kind, fault in _BY_CLASS:
         if isinstance(error, kind):
             return fault

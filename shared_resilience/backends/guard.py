@@ -69,10 +69,11 @@ class StoreGuard:
             logger.warning("Redis is back after %.1f s: limits are shared again", seconds_away)
             self._events.emit("store.recovered", seconds_away=seconds_away)
 
-    def still_ramping(self, now: float) -> bool:
-        """Whether it goes on; to be asked while `ramping`."""
-        self.ramping = now < self._ramp_ends
-        return self.ramping
+    def ramp_left(self, now: float) -> float:
+        """For how many seconds it goes on; to be asked while `ramping`."""
+        left = max(0.0, self._ramp_ends - now)
+        self.ramping = left > 0
+        return left
 
     def seconds_away(self) -> float:
         """For how long Redis has been away so far, in all outages together."""

@@ -58,10 +58,10 @@ class Process:
 
 
 class Bill(NamedTuple):
-    """Commands that tell Redis what a process has taken alone; `put_back` is for when they have not run."""
+    """Commands that tell Redis what a process has taken alone; `put_back(index)` is for one that has not run."""
 
     commands: list[Command[Any]]
-    put_back: Callable[[], None]
+    put_back: Callable[[int], None]
 
 
 class Component:

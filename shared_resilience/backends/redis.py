@@ -83,6 +83,17 @@ class RedisStore:
                 replies[index] = await self.refused(commands[index], reply)
         return replies
 
+    async def try_all(self, commands: Sequence[Command[Any]]) -> list[Reply | StoreError]:
+        """As `execute_all`, with an error for each command that failed. Raises `StoreError` if there are no replies."""
+        replies: list[Any] = await self._wire.exchange([self._request(command) for command in commands])
+        for index, reply in enumerate(replies):
+            if isinstance(reply, Exception):
+                try:
+                    replies[index] = await self.refused(commands[index], reply)
+                except StoreError as error:
+                    replies[index] = error
+        return replies
+
     async def inquire(self, key: str, questions: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """What the server that has `key` replies to plain commands, refusals among it. Raises `StoreError`."""
         return await self._wire.exchange([Request(key, question) for question in questions]) if questions else []
