@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 from conftest import Api
+from refusals import busy
 from servers import PATIENT, Server, binary_of, free_port, poll
 
 from shared_resilience import (
@@ -342,3 +344,66 @@ def test_the_permissions_are_printed_for_a_prefix_an_operator_and_a_cluster(caps
     )
     assert {"+cluster|slots", "+command", "+info", "+scan", "+zadd", "+publish"} <= set(line.split())
     assert not {"+@all", "+eval", "+keys", "+flushall", "+config", "~*", "&*"} & set(line.split())
+
+
+def examined(server: Server, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
+    code = main(["doctor", server.url, "--command-timeout", str(PATIENT), *options])
+    return code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "word"), [("maxmemory", "1", "OutOfMemory|OOM"), ("min-replicas-to-write", "1", "NOREPLICAS")]
+)
+def test_a_redis_that_refuses_to_write_is_an_error(
+    own_server: Server, capsys: pytest.CaptureFixture[str], setting: str, value: str, word: str
+) -> None:
+    with own_server.client() as admin:
+        admin.config_set(setting, value)
+        code, shown = examined(own_server, capsys)
+        with pytest.raises(StoreUnavailableError, match=word):
+            check(own_server)
+        admin.config_set(setting, "0")
+
+    assert code == 2
+    assert re.search(f"error      decisions: .*({word})", shown)
+    assert ("warning    eviction" in shown) == (setting == "maxmemory")
+
+
+def test_a_busy_redis_is_no_missing_permission(own_server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    with busy(own_server):
+        code, shown = examined(own_server, capsys)
+
+    assert code == 2
+    assert "BUSY" in shown
+    assert "permissions" not in shown
+
+
+@pytest.mark.parametrize("lane_binary", ["valkey", "redis-7.0", "redis-6.2"])
+def test_a_password_that_is_missing_is_told(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], lane_binary: str
+) -> None:
+    if request.config.getoption("--lanes") == "fakeredis" or binary_of(lane_binary) is None:
+        pytest.skip("needs a real server, and this is the quick lane")
+    with Server(str(binary_of(lane_binary)), "--requirepass", "correct") as server:
+        code, shown = examined(server, capsys)
+
+    assert code == 2
+    assert "Check user and password" in shown
+
+
+def test_the_printed_user_may_select_another_database(another: Any) -> None:
+    server = another(acl.rules("sr"))
+    server.url = server.url.replace("/0", "/1")
+
+    assert check(server).level == "fine"
+
+
+def test_a_secret_is_not_shown_where_a_cluster_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--cluster", "redis://app:se/cret@127.0.0.1:1"]) == 2
+    assert main(["doctor", "--cluster", f"redis://app:se@127.0.0.1:{free_port()}"]) == 2
+    shown = capsys.readouterr().out
+
+    assert "url is" in shown
+    assert "no cluster answers" in shown
+    assert not {"se/", "'se'", "cret"} & set(shown.split())
+    assert "app" not in shown

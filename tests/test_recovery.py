@@ -388,6 +388,27 @@ def test_just_after_an_outage_calls_have_to_fit_into_the_share_too(api: Api, red
     assert [(decision.allowed, decision.source) for decision in later] == [(True, "redis")] * 3
 
 
+def test_a_call_that_fails_while_ramping_takes_its_share_once(
+    api: Api, redis_is_away: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = api.service.get_or_create_rate_limiter("search", TokenBucket(100, 0.001), remember_refusals=False)
+    redis_is_away()
+    come_back(api)
+    backends = api.runtime.backends
+    backend: Any = backends.blocking if api.form == "sync" else backends.suspending
+
+    async def saturated(command: Any) -> Any:
+        raise StoreError(redis.exceptions.MaxConnectionsError("Too many connections"), sent=False)
+
+    monkeypatch.setattr(backend._store, "ask", saturated)
+    found = [api(limiter.try_acquire("", 60)) for _ in range(2)]
+
+    assert [(decision.allowed, decision.remaining, decision.source) for decision in found] == [
+        (True, 40, "local"),
+        (False, 40, "local"),
+    ]
+
+
 @pytest.mark.parametrize("on_outage", ["allow", "deny", "raise"])
 def test_who_did_not_decide_alone_has_no_share_to_keep_to(
     api: Api, redis_is_away: Callable[[], None], on_outage: Any

@@ -125,13 +125,13 @@ class FallbackBackend(ForThreads):
         try:
             await self._come_back()
         except StoreError as error:
-            raise error.public() from error
+            raise (await self._closer_look(error)).public() from error
 
     async def inquire(self, key: str, questions: Sequence[tuple[Argument, ...]]) -> list[Any] | None:
         try:
             return await self._store.inquire(key, questions)
         except StoreError as error:
-            raise error.public() from error
+            raise (await self._closer_look(error)).public() from error
 
     async def _beat(self, force: bool) -> None:
         """Sends the heartbeat, if it is due or asked for. Raises `StoreError`."""

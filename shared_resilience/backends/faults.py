@@ -65,7 +65,9 @@ _BY_WORD = {
 }
 # "-OOM command not allowed" comes wrapped from inside a script before Redis 7; some classes of redis-py strip the word.
 _WORD = re.compile(r"(?:^|[-\s])(" + "|".join(_BY_WORD) + r")(?=\s)")
-_DENIED_IN_SCRIPT = re.compile(r"can't run this command|can't access at least one of the keys|No permissions", re.I)
+_DENIED = re.compile(
+    r"can't run this command|can't access at least one of the keys|No permissions|unauthenticated (multi)?bulk", re.I
+)
 _TLS_REFUSED = re.compile(
     r"CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|HANDSHAKE_FAILURE|CERTIFICATE_REQUIRED", re.I
 )
@@ -122,7 +124,7 @@ def classify(error: Exception, sent: bool) -> Fault:
         text = str(error)
         if word := _WORD.search(text):
             return _BY_WORD[word[1]]
-        return Fault.CONFIGURATION if _DENIED_IN_SCRIPT.search(text) else Fault.REJECTED
+        return Fault.CONFIGURATION if _DENIED.search(text) else Fault.REJECTED
     if _TLS_REFUSED.search(str(error)):
         return Fault.CONFIGURATION
     return Fault.UNKNOWN if sent else Fault.UNREACHABLE

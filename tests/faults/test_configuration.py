@@ -41,10 +41,11 @@ def refusal(url: str, prefix: str, form: str) -> str:
 
 
 @pytest.fixture
-def locked(request: pytest.FixtureRequest) -> Iterator[Server]:
-    if request.config.getoption("--lanes") == "fakeredis" or binary_of("valkey") is None:
-        pytest.skip("needs a real server, and this is the quick lane")
-    with Server(str(binary_of("valkey")), "--requirepass", "correct") as server:
+def locked(lane: str) -> Iterator[Server]:
+    binary = binary_of(lane) if lane != "fakeredis" else None
+    if binary is None:
+        pytest.skip(f"no server for {lane}")
+    with Server(binary, "--requirepass", "correct") as server:
         yield server
 
 

@@ -109,3 +109,23 @@ def test_wrong_type(server: Server, prefix: str, measured: Measured) -> None:
     assert found == [(True, "redis"), (True, "redis"), (False, "redis")]
     assert rejected == 3
     assert "store.lost" not in events
+
+
+@pytest.mark.fault(
+    "somebody writes bytes that are no text into `overrides` and `stats`",
+    "they count as absent; Redis goes on deciding",
+)
+def test_binary_fields(server: Server, prefix: str, measured: Measured) -> None:
+    service = ResilienceService.from_url(server.url, prefix=prefix, command_timeout=PATIENT)
+    limiter = service.get_or_create_rate_limiter("search", BUCKET)
+    limiter.try_acquire()
+    with server.client() as admin:
+        for key in ("overrides", "stats", "config"):
+            admin.execute_command("HSET", f"{prefix}:{{search}}:{key}", b"\xff\xfe", b"\x80")
+    service.get_comprehensive_stats()
+    sources = [limiter.try_acquire(str(number)).source for number in range(5)]
+    service.check()
+    service.close()
+
+    measured(f"decided by {', '.join(dict.fromkeys(sources))}")
+    assert sources == ["redis"] * 5
