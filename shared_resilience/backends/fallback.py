@@ -118,7 +118,8 @@ class FallbackBackend(ForThreads):
 
     async def close(self) -> None:
         await self._dismiss()
-        await self.refresh()
+        if self._process.guard.proven:  # else it would have to connect, for nothing that anybody waits for
+            await self.refresh()
         await self._store.close()
 
     async def check(self) -> None:
