@@ -100,6 +100,14 @@ class Server:
         once = Retry(NoBackoff(), 0)
         return redis.Redis(port=self.port, protocol=2, socket_timeout=5, decode_responses=True, retry=once, **options)
 
+    def leads(self) -> bool:
+        """Whether it is a primary; one that is becoming it hangs up on its clients."""
+        try:
+            with self.client() as client:
+                return bool(client.info("replication")["role"] == "master")
+        except redis.RedisError:
+            return False
+
     def _answers(self) -> bool:
         try:
             with self.client() as client:

@@ -33,8 +33,7 @@ def survive(
         killed = time.monotonic()
         primary.kill()
         workers.until_all_decide_by("local", killed)
-        with replica.client() as client:
-            poll(lambda: client.info("replication")["role"] == "master", "the failover", 30)
+        poll(replica.leads, "the failover", 30)
         promoted = time.monotonic()
         last = workers.until_all_decide_by("redis", promoted)
         time.sleep(1.0)  # in which a burst would show
