@@ -45,15 +45,16 @@ def test_killed_under_load(own_server: Server, tmp_path: Path, measured: Measure
     began, seconds = min(call.asked for call in alone), back - min(call.asked for call in alone)
     of_each = [sum(c.allowed for c in alone if c.process == process.pid) for process in workers.processes]
     late = percentile([call.seconds for call in alone], 99)
+    usual = percentile([call.seconds for call in calls if call.answered < killed], 99)
     excess = worst_excess(calls, BUCKET.capacity, BUCKET.refill_rate, killed, ended)
     measured(
         f"{len(calls):,} calls, none raised; each process {min(of_each) / seconds:.0f} … {max(of_each) / seconds:.0f} "
-        f"a second alone, its full share to begin with included; p99 {late * 1e3:.1f} ms; "
+        f"a second alone, its full share to begin with included; p99 {late * 1e3:.1f} ms, before {usual * 1e3:.1f} ms; "
         f"shared again after {shared:.1f} s; worst excess {max(0.0, excess):.0f} of {BUCKET.capacity}"
     )
     for granted in of_each:
         assert 0.8 * SHARE * seconds <= granted <= SHARE + SHARE * (seconds + 0.2)
-    assert late < 0.010
+    assert late - usual < 0.010  # a machine that is busy is so before, too
     assert shared < 2.0
     assert excess <= BUCKET.capacity
     assert allowed_between(calls, began, back) <= 2 * BUCKET.capacity + BUCKET.refill_rate * seconds

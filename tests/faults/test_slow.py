@@ -87,7 +87,7 @@ def test_frozen(own_server: Server, caller: Make, measured: Measured, form: str)
     )
     assert {source for source, _ in answers} == {"local"}
     assert first < TIMEOUT + BUSY
-    assert percentile(rest, 99) < 0.010
+    assert percentile(rest, 99) < TIMEOUT / 4
     assert time.monotonic() - thawed < 2.0
 
 
@@ -187,7 +187,7 @@ def test_connects_into_nowhere(caller: Make, measured: Measured, form: str) -> N
     )
     assert {source for source, _ in answers} == {"local"}
     assert first < connect_timeout + TIMEOUT + BUSY
-    assert percentile(later, 99) < 0.010
+    assert percentile(later, 99) < connect_timeout / 8
 
 
 @pytest.mark.fault(
