@@ -43,7 +43,7 @@ class Facts:
     keys: int | None = None
     bytes_of_keys: list[int] = field(default_factory=list)
     cluster: Mapping[str, str] | None = None
-    refusal: str | None = None
+    refusal: StoreUnavailableError | StoreConfigurationError | None = None
     """Why Redis does not decide, though it answers."""
     elsewhere: bool = False
     """Whether some keys are on other nodes, to which this client does not go."""
@@ -51,13 +51,31 @@ class Facts:
 
 async def examine(backend: Backend, prefix: str, command_timeout: float) -> Diagnosis:
     """Asks Redis about itself. Raises `StoreUnavailableError` or `StoreConfigurationError` if it does not answer."""
-    if await backend.inquire(prefix, ()) is None:
+    return diagnosed(await facts_of(backend, prefix, command_timeout))
+
+
+async def check(backend: Backend, prefix: str, command_timeout: float) -> Diagnosis:
+    """Likewise, and raises for what keeps Redis from deciding, too."""
+    facts = await facts_of(backend, prefix, command_timeout)
+    diagnosis = diagnosed(facts)
+    if errors := [one for one in diagnosis.of("error") if one.subject != DECISIONS]:
+        raise StoreConfigurationError("; ".join(f"{one.subject}: {one.found} → {one.remedy}" for one in errors))
+    if facts is not None and facts.refusal is not None:
+        raise facts.refusal
+    return diagnosis
+
+
+def diagnosed(facts: Facts | None) -> Diagnosis:
+    """What follows from the facts; None: there is no Redis."""
+    if facts is None:
         return Diagnosis((Finding("Redis", "fine", "there is none: this process decides alone, as it was told"),))
-    return Diagnosis(tuple(judged(await facts_of(backend, prefix, command_timeout))))
+    return Diagnosis(tuple(judged(facts)))
 
 
-async def facts_of(backend: Backend, prefix: str, command_timeout: float) -> Facts:
-    """What Redis answers; a few commands, none of which takes long."""
+async def facts_of(backend: Backend, prefix: str, command_timeout: float) -> Facts | None:
+    """What Redis answers to a few commands, none of which takes long; None: there is none."""
+    if await backend.inquire(prefix, ()) is None:
+        return None
     facts = Facts(prefix, command_timeout)
     key = f"{prefix}:{{{prefix}:check}}"  # of nobody's: no resource has a colon after its name
     for _ in range(1 + LOOKS):
@@ -84,7 +102,7 @@ async def facts_of(backend: Backend, prefix: str, command_timeout: float) -> Fac
     try:
         await backend.check()
     except (StoreUnavailableError, StoreConfigurationError) as error:
-        facts.refusal = str(error)
+        facts.refusal = error
     if not isinstance(cluster, Mapping):  # as clients for a cluster have it, who go everywhere
         elsewhere = [("EXISTS", f"{prefix}:{{{prefix}:check{number}}}") for number in range(LOOKS)]
         facts.elsewhere = any(str(reply).startswith("MOVED") for reply in await _replies(backend, key, elsewhere))
@@ -149,7 +167,9 @@ def judged(facts: Facts) -> Iterator[Finding]:
 def _decisions(facts: Facts) -> Finding:
     if facts.refusal is None:
         return Finding(DECISIONS, "fine", "Redis decides")
-    return Finding(DECISIONS, "error", facts.refusal, "until then each process decides alone; see below, and its log")
+    return Finding(
+        DECISIONS, "error", str(facts.refusal), "until then each process decides alone; see below, and its log"
+    )
 
 
 def _permissions(facts: Facts) -> Finding:

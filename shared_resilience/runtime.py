@@ -20,8 +20,8 @@ from shared_resilience.circuit_config import CircuitBreakerConfig
 from shared_resilience.claims import Claims
 from shared_resilience.commands import Command
 from shared_resilience.diagnosis import Diagnosis
-from shared_resilience.doctor import DECISIONS, examine
-from shared_resilience.errors import ResilienceError, StoreConfigurationError
+from shared_resilience.doctor import check
+from shared_resilience.errors import ResilienceError
 from shared_resilience.fallback import Fallback
 from shared_resilience.fallback_config import FallbackConfig
 from shared_resilience.fleet import Worker
@@ -187,11 +187,7 @@ class Runtime:
 
     async def check(self, backend: Backend) -> Diagnosis:
         """What a self-check finds. Raises `StoreUnavailableError` or `StoreConfigurationError`."""
-        diagnosis = await examine(backend, self.process.prefix, self._command_timeout)
-        if errors := [one for one in diagnosis.of("error") if one.subject != DECISIONS]:
-            raise StoreConfigurationError("; ".join(f"{one.subject}: {one.found} → {one.remedy}" for one in errors))
-        await backend.check()
-        return diagnosis
+        return await check(backend, self.process.prefix, self._command_timeout)
 
     async def health(self, backend: Backend, check_type: HealthCheckType) -> Health:
         """What all checks of a type say, and, where it is to be ready, whether Redis decides."""

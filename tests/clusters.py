@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import redis
-from servers import Server, binary_of, free_port, poll
+from servers import Server, free_port, poll
 
 SLOTS = 16384
 
@@ -57,9 +57,8 @@ def _knows(server: Server, nodes: int) -> bool:
 
 
 @contextmanager
-def cluster_of(primaries: int, replicas: int = 0) -> Iterator[Cluster]:
+def cluster_of(binary: str, primaries: int, replicas: int = 0) -> Iterator[Cluster]:
     """A new cluster, once all of its nodes know each other; with replicas of the first primaries."""
-    binary = str(binary_of("valkey"))
     with ExitStack() as stack:
         nodes, buses = [], []
         for _ in range(primaries + replicas):

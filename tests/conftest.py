@@ -56,9 +56,9 @@ def _shared_out(lanes: list[str], test: str) -> list[str]:
 
 
 def _server(lane: str) -> Server:
-    binary = binary_of(lane)
+    binary = None if lane == "fakeredis" else binary_of(lane)
     if binary is None:
-        pytest.skip(f"no server for {lane}: it comes with {WHERE_FROM[lane]}")
+        pytest.skip(f"no server for {lane}: it comes with {WHERE_FROM.get(lane)}")
     return Server(binary)
 
 
@@ -66,6 +66,18 @@ def _real_server(request: pytest.FixtureRequest) -> Server:
     if request.config.getoption("--lanes") == "fakeredis":
         pytest.skip("needs a real server, and this is the quick lane")
     return _server("valkey")
+
+
+@pytest.fixture
+def binary(lane: str) -> str:
+    """The server of each lane in turn, to be started as a test wants it."""
+    return _server(lane).binary
+
+
+@pytest.fixture(scope="session")
+def real_binary(request: pytest.FixtureRequest) -> str:
+    """A real server, likewise."""
+    return _real_server(request).binary
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,9 @@ BUCKET = TokenBucket(10, 0.001)
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Iterator[list[Server]]:
+def cluster(real_binary: str) -> Iterator[list[Server]]:
     """Two primaries that own half of the slots each."""
-    if request.config.getoption("--lanes") == "fakeredis":
-        pytest.skip("needs a real server, and this is the quick lane")
-    with cluster_of(2) as cluster:
+    with cluster_of(real_binary, 2) as cluster:
         yield cluster.primaries
 
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 from conftest import Api
 from refusals import busy
-from servers import PATIENT, Server, binary_of, free_port, poll
+from servers import PATIENT, Server, free_port, poll
 
 from shared_resilience import (
     AsyncResilienceService,
@@ -145,13 +145,11 @@ def use_everything(service: ResilienceService) -> None:
 
 
 def test_the_printed_user_may_do_all_that_is_needed_and_the_server_has_refused_nothing(
-    request: pytest.FixtureRequest, lane: str, capsys: pytest.CaptureFixture[str]
+    binary: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if request.config.getoption("--lanes") == "fakeredis" or binary_of(lane) is None:
-        pytest.skip("needs a real server, and this is the quick lane")
     assert main(["acl", "--user", "w"]) == 0
     line = capsys.readouterr().out.replace("PASSWORD", "pw")
-    with Server(str(binary_of(lane))) as server, server.client() as admin:
+    with Server(binary) as server, server.client() as admin:
         admin.execute_command(*line.split())
         server.url = f"redis://w:pw@127.0.0.1:{server.port}/0"
         with ResilienceService.from_url(server.url, command_timeout=PATIENT) as service:
@@ -378,13 +376,8 @@ def test_a_busy_redis_is_no_missing_permission(own_server: Server, capsys: pytes
     assert "permissions" not in shown
 
 
-@pytest.mark.parametrize("lane_binary", ["valkey", "redis-7.0", "redis-6.2"])
-def test_a_password_that_is_missing_is_told(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], lane_binary: str
-) -> None:
-    if request.config.getoption("--lanes") == "fakeredis" or binary_of(lane_binary) is None:
-        pytest.skip("needs a real server, and this is the quick lane")
-    with Server(str(binary_of(lane_binary)), "--requirepass", "correct") as server:
+def test_a_password_that_is_missing_is_told(binary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Server(binary, "--requirepass", "correct") as server:
         code, shown = examined(server, capsys)
 
     assert code == 2

@@ -96,17 +96,31 @@ class Fleet:
     def __init__(self, processes: list[Any], folder: Path) -> None:
         self.processes = processes
         self._folder = folder
+        self._read: dict[Path, int] = {}
+        self._calls: list[Call] = []
 
     def calls(self) -> list[Call]:
         """All calls so far that are written down, in the order in which they were asked. Fails if one has raised."""
-        found: list[Call] = []
         for path in self._folder.iterdir():
-            *lines, _ = path.read_text(encoding="utf-8").split("\n")
-            for line in lines:
+            with path.open("rb") as log:
+                log.seek(self._read.get(path, 0))
+                whole, end, _ = log.read().rpartition(b"\n")
+            self._read[path] = self._read.get(path, 0) + len(whole + end)
+            for line in whole.decode().splitlines():
                 words = line.split(" ")
                 assert words[0] != "wrong", line
-                found.append(Call(int(path.name), float(words[0]), float(words[1]), words[2] == "1", words[3]))
-        return sorted(found, key=lambda call: call.asked)
+                self._calls.append(Call(int(path.name), float(words[0]), float(words[1]), words[2] == "1", words[3]))
+        self._calls.sort(key=lambda call: call.asked)
+        return list(self._calls)
+
+    def go_on(self, seconds: float) -> None:
+        """Waits until each process has made calls for so long from now on."""
+        until = time.monotonic() + seconds
+
+        def over() -> bool:
+            return len({call.process for call in self.calls() if call.asked >= until}) == len(self.processes)
+
+        poll(over, f"all to go on for {seconds} s", seconds + 20.0)
 
     def until_all_decide_by(self, source: str, since: float, seconds: float = 20.0) -> float:
         """Waits until each process has had a decision of `source` since then; when the last one had its first."""

@@ -70,7 +70,6 @@ class Storm:
     def __init__(self, seed: int, folder: Path) -> None:
         self._random = random.Random(seed)
         self._folder = folder
-        self._started = 0
         binary = str(binary_of("valkey"))
         self._server = Server(binary, "--appendonly", "yes", "--appendfsync", "no", "--loglevel", "warning")
         self._crew: list[Any] = []
@@ -104,7 +103,6 @@ class Storm:
         return self._faults, vitals
 
     def _another(self, index: int) -> Any:
-        self._started += 1
         seed = self._random.randrange(2**32)
         arguments = (self._proxy.url, str(self._folder), seed, index % 2 == 1)
         worker = forkserver.Process(target=serve, args=arguments, daemon=True)

@@ -29,15 +29,15 @@ SHARE = BUCKET.capacity // WORKERS
 def test_killed_under_load(own_server: Server, tmp_path: Path, measured: Measured) -> None:
     with fleet(WORKERS, url(own_server.url), ("search",), BUCKET, tmp_path) as workers:
         workers.until_all_decide_by("redis", 0.0)
-        time.sleep(2.2)  # the heartbeats that tell each how many they are
+        workers.go_on(2.2)  # the heartbeats that tell each how many they are
         killed = time.monotonic()
         own_server.kill()
         workers.until_all_decide_by("local", killed)
-        time.sleep(2.5)  # of an outage
+        workers.go_on(2.5)  # of an outage
         own_server.start()
         back = time.monotonic()
         shared = workers.until_all_decide_by("redis", back) - back
-        time.sleep(2.0)  # in which a burst would show
+        workers.go_on(2.0)  # in which a burst would show
         calls = workers.calls()
         ended = time.monotonic()
 

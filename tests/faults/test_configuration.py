@@ -41,10 +41,7 @@ def refusal(url: str, prefix: str, form: str) -> str:
 
 
 @pytest.fixture
-def locked(lane: str) -> Iterator[Server]:
-    binary = binary_of(lane) if lane != "fakeredis" else None
-    if binary is None:
-        pytest.skip(f"no server for {lane}")
+def locked(binary: str) -> Iterator[Server]:
     with Server(binary, "--requirepass", "correct") as server:
         yield server
 

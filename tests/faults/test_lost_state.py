@@ -22,7 +22,7 @@ def test_script_flush(own_server: Server, tmp_path: Path, measured: Measured) ->
         began = workers.until_all_decide_by("redis", 0.0)
         for _ in range(20):
             admin.script_flush()
-            time.sleep(0.05)  # of load
+            workers.go_on(0.05)  # of load
         calls = workers.calls()
     excess = worst_excess(calls, BUCKET.capacity, BUCKET.refill_rate, began, time.monotonic())
 
@@ -36,9 +36,9 @@ def test_flushall(own_server: Server, tmp_path: Path, measured: Measured) -> Non
     patient = url(own_server.url, command_timeout=PATIENT)
     with fleet(4, patient, ("search",), BUCKET, tmp_path) as workers, own_server.client() as admin:
         began = workers.until_all_decide_by("redis", 0.0)
-        time.sleep(1.0)  # until the first burst is used up
+        workers.go_on(1.0)  # until the first burst is used up
         admin.flushall()
-        time.sleep(1.5)
+        workers.go_on(1.5)
         calls = workers.calls()
     excess = worst_excess(calls, BUCKET.capacity, BUCKET.refill_rate, began, time.monotonic())
 

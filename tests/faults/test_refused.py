@@ -20,19 +20,11 @@ from refusals import (
     unsaved,
     without_replicas,
 )
-from servers import PATIENT, Server, binary_of, free_port, poll
+from servers import PATIENT, Server, free_port, poll
 
 from shared_resilience import Event, ResilienceService, TokenBucket
 
 PLENTY = TokenBucket(10**6, 10**6)
-
-
-@pytest.fixture
-def binary(lane: str) -> str:
-    found = binary_of(lane) if lane != "fakeredis" else None
-    if found is None:
-        pytest.skip(f"no server for {lane}")
-    return found
 
 
 class Watch:

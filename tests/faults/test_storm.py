@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from measurements import Measured
-from servers import binary_of
 from storm import storm
 from verdict import found_wrong, read, summary
 
@@ -13,9 +12,8 @@ from verdict import found_wrong, read, summary
     "Redis and workers are killed, frozen, flushed and cut off at random for half a minute, under load",
     "nothing raised; no more allowed than faults account for; nobody inside twice; nothing made twice; nothing grows",
 )
-def test_thirty_seconds_of_a_storm(request: pytest.FixtureRequest, measured: Measured) -> None:
-    if request.config.getoption("--lanes") == "fakeredis" or binary_of("valkey") is None:
-        pytest.skip("needs a real server, and this is the quick lane")
+@pytest.mark.usefixtures("real_binary")
+def test_thirty_seconds_of_a_storm(measured: Measured) -> None:
     with storm(seed=20_251, seconds=30.0) as course:
         records = read(course)
         wrong = found_wrong(course, records)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from clusters import Cluster, cluster_of
-from fleets import Fleet, Way, allowed_between, fleet, worst_excess
+from fleets import Way, allowed_between, fleet, worst_excess
 from measurements import Measured
 from redis.cluster import LoadBalancingStrategy
 from sentinels import Watched
-from servers import PATIENT, Server, binary_of, poll
+from servers import PATIENT, Server, poll
 
 from shared_resilience import ResilienceService, TokenBucket
 
@@ -29,14 +29,14 @@ def survive(
     """Kills `primary` under load, and holds what was allowed until its replica decides against the bound."""
     with fleet(WORKERS, way, (name,), BUCKET, folder) as workers:
         began = workers.until_all_decide_by("redis", 0.0)
-        time.sleep(2.2)  # the heartbeats that tell each how many they are
+        workers.go_on(2.2)  # the heartbeats that tell each how many they are
         killed = time.monotonic()
         primary.kill()
         workers.until_all_decide_by("local", killed)
         poll(replica.leads, "the failover", 30)
         promoted = time.monotonic()
         last = workers.until_all_decide_by("redis", promoted)
-        time.sleep(1.0)  # in which a burst would show
+        workers.go_on(1.0)  # in which a burst would show
         calls = workers.calls()
         ended = time.monotonic()
     first = min(call.asked for call in calls if call.source == "redis" and call.asked > promoted)
@@ -64,11 +64,9 @@ def test_failover(watched: Watched, tmp_path: Path, measured: Measured) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster(real_binary: str) -> Iterator[Cluster]:
     """Three primaries, the first of which has a replica; it is the last test that kills one."""
-    if request.config.getoption("--lanes") == "fakeredis" or binary_of("valkey") is None:
-        pytest.skip("needs a real server, and this is the quick lane")
-    with cluster_of(3, replicas=1) as cluster:
+    with cluster_of(real_binary, 3, replicas=1) as cluster:
         yield cluster
 
 
@@ -76,10 +74,6 @@ def name_in(cluster: Cluster, client: Any, primary: Server) -> str:
     """A name whose slot `primary` owns."""
     names = (f"resource-{number}" for number in range(1000))
     return next(name for name in names if cluster.owner(client.keyslot(f"{{{name}}}")) is primary)
-
-
-def shared_again(workers: Fleet, since: float) -> float:
-    return workers.until_all_decide_by("redis", since, 30.0) - since
 
 
 @pytest.mark.fault(
@@ -97,8 +91,8 @@ def test_resharding(cluster: Cluster, tmp_path: Path, measured: Measured) -> Non
         moved = 0
         for source, target in [(one, two), (two, one)] * 3:
             moved += cluster.move(slot, source, target)
-            time.sleep(0.3)  # of load
-        shared_again(workers, time.monotonic())
+            workers.go_on(0.3)  # of load
+        workers.until_all_decide_by("redis", time.monotonic())
         calls = workers.calls()
         ended = time.monotonic()
     excess = worst_excess(calls, BUCKET.capacity, BUCKET.refill_rate, began, ended)

@@ -66,7 +66,7 @@ class Diary:
     def __init__(self, process: int, records: Records, end: float) -> None:
         self._process, self._records, self._end = process, records, end
         self._inside: dict[str, tuple[float, float]] = {}
-        self._under: dict[str, tuple[float, float]] = {}
+        self._under: dict[str, list[float]] = defaultdict(list)
         self._lost: float | None = None
         self._kinds: dict[str, Callable[..., None]] = {
             "allowed": self._allowed,
@@ -88,8 +88,8 @@ class Diary:
             self._kinds[what](*words)
         stays, runs, process = self._records.stays, self._records.runs, self._process
         stays += [Stay(process, began, min(self._end, safe)) for began, safe in self._inside.values()]
-        for key, (began, ended) in self._under.items():
-            runs[key].append(Stay(process, began, ended))
+        for key, open_runs in self._under.items():
+            runs[key] += [Stay(process, began, self._end) for began in open_runs]
         if self._lost is not None:
             self._recovered(str(self._end))
 
@@ -106,10 +106,10 @@ class Diary:
             self._records.stays.append(Stay(self._process, began, float(at)))
 
     def _run(self, key: str, at: str) -> None:
-        self._under[key] = float(at), self._end
+        self._under[key].append(float(at))
 
     def _ran(self, key: str, at: str) -> None:
-        self._under[key] = self._under[key][0], float(at)
+        self._records.runs[key].append(Stay(self._process, self._under[key].pop(0), float(at)))
 
     def _away(self, at: str) -> None:
         self._lost = float(at)
