@@ -78,7 +78,8 @@ def kinds_of(client: Any, prefix: str) -> dict[str, str]:
 )
 def test_nonsense_is_refused_without_a_trace_or_healed(store: Lane, lane: str, prefix: str) -> None:
     outcomes, kinds = Counter[str](), kinds_of(store.client, f"{prefix}-")
-    for number in part_of(lane, range(CALLS)):
+    calls = part_of(lane, range(CALLS))
+    for number in calls:
         source, stem = random.Random(number), f"{prefix}-{number % 7}"
         name = source.choice(scripts.names())
         command = commands(stem)[name]
@@ -96,8 +97,8 @@ def test_nonsense_is_refused_without_a_trace_or_healed(store: Lane, lane: str, p
         for key in command.keys:  # overrides and forced modes have no end
             assert store.client.pttl(key) != -1 or key.endswith((":overrides", ":breaker")), (number, name, key)
 
-    assert outcomes["replied"] > 100
-    assert outcomes["refused"] > 100
+    assert outcomes["replied"] > len(calls) // 20
+    assert outcomes["refused"] > len(calls) // 20
     left = [key.decode() for key in store.client.scan_iter(f"{prefix}*", count=1000)]
     assert {key.partition(":")[0].rpartition("-")[0] for key in left} == {prefix}
 
